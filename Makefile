@@ -1,0 +1,40 @@
+# make demo   train three formulas on handwritten digits and draw the picture
+# make test   the test suite, without the slow sweeps
+# Both make .venv first, with the versions of constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint types wheel golden clean
+
+demo: .venv/installed
+	$(BIN)/symconv demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+wheel: .venv/installed
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+golden: .venv/installed
+	$(BIN)/python -m pytest -q tests/test_golden.py --update-golden
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'symconv needs Python 3.11 or newer: make PYTHON=python3.11 ...')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

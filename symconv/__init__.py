@@ -1,0 +1,82 @@
+"""symconv: a symbolic kernel compiler for PyTorch.
+
+Write what happens at one tap of a convolution as a SymPy expression in the input `x` and the weight `w`; symconv
+derives the gradients, writes the code and hands back a layer that trains like any other.
+
+>>> import symconv as sc
+>>> layer = sc.Conv2d("-sum(abs(x - w))", 3, 16, kernel_size=3, padding=1)
+"""
+
+from sympy import Abs as abs
+from sympy import (
+    Heaviside,
+    Piecewise,
+    acos,
+    asin,
+    atan,
+    atan2,
+    cos,
+    cosh,
+    erf,
+    exp,
+    log,
+    sign,
+    sin,
+    sinh,
+    sqrt,
+    tan,
+    tanh,
+)
+from sympy import ceiling as ceil
+from sympy import floor as floor
+
+from .check import Report, check
+from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BackendError,
+    CacheError,
+    DerivativeError,
+    FormulaError,
+    InternalError,
+    SymconvError,
+    SymconvWarning,
+)
+from .functional import conv1d, conv2d, conv3d, pool1d, pool2d, pool3d
+from .functions import bspline, clip, expm1, gelu, hypot, log1p, relu, sigmoid, silu, sinc, softplus, xlogx
+from .functions import case as where
+from .functions import round_ as round
+from .kernel import Kernel
+from .language.symbols import C, N, T, b, c, const, dx, dy, dz, input, o, param, t, w, weight, x
+from .nn import Conv1d, Conv2d, Conv3d, Pool1d, Pool2d, Pool3d
+from .reductions import LogSumExp as logsumexp
+from .reductions import Mean as mean
+from .reductions import Norm as norm
+from .reductions import Prod as prod
+from .reductions import Softmax as softmax
+from .reductions import Sum as sum
+from .reductions import max_ as max
+from .reductions import min_ as min
+from .version import __version__
+
+#: What `from symconv import *` gives: nothing that hides a name of Python's own, such as sum, max or input.
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "Kernel",
+    "Pool1d",
+    "Pool2d",
+    "Pool3d",
+    "SymconvError",
+    "SymconvWarning",
+    "__version__",
+    "const",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "param",
+    "pool1d",
+    "pool2d",
+    "pool3d",
+]

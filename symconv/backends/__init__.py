@@ -1,0 +1,99 @@
+"""The backends: who renders a kernel, and who can run which call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from ..errors import ArgumentError
+from ..geometry import Geometry
+
+if TYPE_CHECKING:
+    from ..kernel import Kernel
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Compiled(Protocol):
+    """A kernel that is ready to run.
+
+    `kept` says of each window value that `forward` keeps whether it is "value" (a number in the dtype of computation)
+    or "position" (an int32).  `has_gradient` are the operands whose gradient is not identically 0.
+    """
+
+    kept: tuple[str, ...]
+    has_gradient: frozenset[str]
+
+    def forward(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The output `[N, out_channels, *size]` and the kept window values."""
+
+    def backward(
+        self,
+        grad_output: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        numbers: Sequence[float],
+        geometry: Geometry,
+        needs: AbstractSet[str],
+    ) -> tuple[torch.Tensor | None, ...]:
+        """The gradient of each tensor that `needs` names, None for the others."""
+
+
+class Backend(Protocol):
+    """One way to run kernels."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run on this machine, with the remedy; None if it can."""
+
+    def can_run(self, x: torch.Tensor, raise_error: bool = False) -> bool:
+        """Whether it can run on a tensor of this device and dtype.
+
+        Raises:
+            BackendError: if it cannot and `raise_error` asks to say why.
+        """
+
+    def source(self, kernel: Kernel) -> str:
+        """The source text generated for a kernel."""
+
+    def compile(self, kernel: Kernel) -> Compiled:
+        """The kernel, rendered and built, or from the cache."""
+
+
+@functools.cache
+def backends() -> dict[str, Backend]:
+    """All backends by name, the preferred ones first."""
+    from .torch import TorchBackend
+
+    return {each.name: each for each in (TorchBackend(),)}
+
+
+def backend(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    if name not in backends():
+        raise ArgumentError(f"backend must be 'auto' or one of {', '.join(map(repr, backends()))}, not {name!r}")
+    return backends()[name]
+
+
+def choose(name: str, x: torch.Tensor) -> str:
+    """The name of the backend for a call: the one asked for, or for "auto" the first that can run it."""
+    if name != "auto":
+        backend(name).can_run(x, raise_error=True)
+        return name
+    for each in backends().values():
+        if each.can_run(x):
+            return each.name
+    [*_, last] = backends().values()
+    last.can_run(x, raise_error=True)
+    return last.name

@@ -1,0 +1,132 @@
+"""The PyTorch backend: generated vectorised Python, on whatever device the tensors are.
+
+It is the definition of every kernel's values; the other backends are held to it.
+"""
+
+from __future__ import annotations
+
+import json
+import linecache
+import logging
+import threading
+import types
+import warnings
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..build.cache import Cache
+from ..build.key import content_key, generator_fields
+from ..errors import BackendError, CacheError, SymconvWarning
+from ..geometry import Geometry
+from ..kernel import Kernel
+from . import DTYPES
+from .torch_source import torch_source
+
+log = logging.getLogger("symconv")
+
+SOURCE, FACTS = "kernel.py", "facts.json"
+
+
+class TorchBackend:
+    """Renders kernels as PyTorch code and runs them."""
+
+    name = "torch"
+
+    def __init__(self) -> None:
+        self._compiled: dict[str, TorchKernel] = {}
+        self._lock = threading.Lock()
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def can_run(self, x: torch.Tensor, raise_error: bool = False) -> bool:
+        if x.dtype in DTYPES:
+            return True
+        if raise_error:
+            raise BackendError(f"backend 'torch' computes in {', '.join(map(str, DTYPES))}, not in {x.dtype}")
+        return False
+
+    def source(self, kernel: Kernel) -> str:
+        return self.compile(kernel).source
+
+    def compile(self, kernel: Kernel) -> TorchKernel:
+        with self._lock:
+            if kernel.text not in self._compiled:
+                self._compiled[kernel.text] = TorchKernel(*self._generated(kernel))
+            return self._compiled[kernel.text]
+
+    def _generated(self, kernel: Kernel) -> tuple[str, str]:
+        """The source and the facts of a kernel, from the cache or, where there is none to be had, from memory."""
+        key = content_key({**generator_fields(), "backend": self.name, "kernel": kernel.text, "title": kernel.title})
+        made: dict[str, str] = {}
+
+        def build(directory: Path) -> None:
+            made.update(generate(kernel))
+            for name, text in made.items():
+                (directory / name).write_text(text, encoding="utf-8")
+
+        try:
+            entry = Cache().get(key, build, f"{kernel.title} (torch)")
+            return entry.read(SOURCE), entry.read(FACTS)
+        except CacheError as error:
+            warnings.warn(f"{error}; this kernel is generated anew in each process", SymconvWarning, stacklevel=2)
+            made = made or generate(kernel)
+            return made[SOURCE], made[FACTS]
+
+
+def generate(kernel: Kernel) -> dict[str, str]:
+    """The files of a cache entry: the source, and the facts that spare the next process the derivation."""
+    from ..lower import lower
+
+    schedule = lower(kernel.formula)
+    facts = {
+        "kept": ["position" if symbol.name.startswith("argmax") else "value" for symbol in schedule.kept],
+        "has_gradient": sorted(schedule.has_gradient),
+    }
+    return {SOURCE: torch_source(kernel, schedule), FACTS: json.dumps(facts)}
+
+
+class TorchKernel:
+    """A generated PyTorch module, loaded."""
+
+    def __init__(self, source: str, facts: str) -> None:
+        told = json.loads(facts)
+        self.source = source
+        self.kept = tuple(told["kept"])
+        self.has_gradient = frozenset(told["has_gradient"])
+        self._module = load(source)
+
+    def forward(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        result: tuple[torch.Tensor, tuple[torch.Tensor, ...]] = self._module["forward"](
+            *tensors, *numbers, **geometry._asdict()
+        )
+        return result
+
+    def backward(
+        self,
+        grad_output: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        numbers: Sequence[float],
+        geometry: Geometry,
+        needs: AbstractSet[str],
+    ) -> tuple[torch.Tensor | None, ...]:
+        result: tuple[torch.Tensor | None, ...] = self._module["backward"](
+            grad_output, kept, *tensors, *numbers, needs=needs, **geometry._asdict()
+        )
+        return result
+
+
+def load(source: str) -> dict[str, Any]:
+    """Run a generated module; tracebacks show its lines."""
+    module = types.ModuleType("symconv_generated")
+    filename = f"<symconv {content_key({'source': source})[:12]}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec"), module.__dict__)  # our own text: rendered here, or read from our cache
+    return module.__dict__

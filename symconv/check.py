@@ -1,0 +1,184 @@
+"""Numerical verification of one kernel, for users who want to trust a new formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .functional import operand_shape
+from .geometry import Geometry
+from .kernel import Kernel
+from .ops import Call, convolve
+from .reference import reference
+
+#: Central differences of step h in float64 are right to about h**2 and eps/h.
+STEP, TOLERANCE, POINTS = 1e-5, 1e-5, 16
+#: One-sided differences further apart than this, relative to their size, say that a kink lies within the step.
+KINK = 1e-2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was compared: where, what, how many values, how many skipped at kinks, the largest error."""
+
+    case: str
+    quantity: str
+    values: int
+    skipped: int
+    error: float
+    ok: bool
+
+
+@dataclass
+class Report:
+    """What `check` tried and found.
+
+    `ok` says whether everything agreed; `print(report)` shows the table.
+    """
+
+    kernel: str
+    sampled: str
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return bool(self.rows) and all(row.ok for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [f"check of {self.kernel}, float64, operands {self.sampled}"]
+        for row in self.rows:
+            skipped = f", {row.skipped} at kinks skipped" if row.skipped else ""
+            verdict = "ok  " if row.ok else "FAIL"
+            lines.append(
+                f"  {verdict} {row.case}: {row.quantity}, {row.values} values{skipped}, largest error {row.error:.1e}"
+            )
+        lines.append("all agree" if self.ok else "DISAGREEMENT: do not trust this kernel")
+        return "\n".join(lines)
+
+
+def check(kernel: Kernel, seed: int = 0) -> Report:
+    """Compare a kernel with its definition.
+
+    Values are compared with the reference evaluator (unfold, broadcast, reduce) and gradients with central
+    differences in float64, at random operands, in one, two or three dimensions, with stride, dilation, groups and
+    ignored padding.  Coordinates within a step of a kink are skipped, and counted.
+
+    Args:
+        kernel: the kernel.
+        seed: of the random operands.
+
+    >>> import symconv as sc
+    >>> sc.Kernel("prod(tan(x + w))").check().ok
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for low, high in ((-1.0, 1.0), (0.1, 1.0), (0.6, 0.9)):
+        report = Report(kernel.title, f"uniform in ({low:g}, {high:g})")
+        for case, geometry, image in _cases(kernel):
+            given = _operands(kernel, geometry, image, low, high, generator)
+            rows = _compare(kernel, case, given, geometry, generator)
+            if rows is None:  # outside the formula's domain: log of a negative number, a pole
+                break
+            report.rows += rows
+        else:
+            return report
+    return report
+
+
+def _cases(kernel: Kernel) -> Iterator[tuple[str, Geometry, tuple[int, ...]]]:
+    rank = max(kernel.signature.rank, 2)
+    ones, zeros, padded = (1,) * rank, ((0, 0),) * rank, ((1, 1),) * rank
+    size = (5, 6, 4)[:rank]
+    yield f"{rank}-D, window 3", Geometry((3,) * rank, 2, ones, zeros, ones, 1), (2, 2, *size)
+    yield (
+        f"{rank}-D, window 2, stride 2, 2 groups",
+        Geometry((2,) * rank, 4, (2,) * rank, zeros, ones, 2),
+        (1, 4, *size),
+    )
+    yield (
+        f"{rank}-D, window 3, dilation 2, padding ignored",
+        Geometry((3,) * rank, 2, ones, padded, (2,) * rank, 1),
+        (
+            1,
+            1,
+            *(4,) * rank,
+        ),
+    )
+    if kernel.signature.rank == 1:
+        yield "1-D, window 5, stride 2", Geometry((5,), 3, (2,), ((0, 0),), (1,), 1), (2, 2, 11)
+
+
+def _operands(
+    kernel: Kernel, geometry: Geometry, image: tuple[int, ...], low: float, high: float, generator: torch.Generator
+) -> dict[str, Tensor | float]:
+    signature = kernel.signature
+    given: dict[str, Tensor | float] = {}
+    for name, role, axes in zip(signature.tensors, signature.roles, signature.axes):
+        shape = image if role == "input" else operand_shape(axes, image[1], geometry)
+        given[name] = low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    for name, value in zip(signature.numbers, signature.values):
+        given[name] = 1.5 if value is None else value
+    return given
+
+
+def _compare(
+    kernel: Kernel, case: str, given: dict[str, Tensor | float], geometry: Geometry, generator: torch.Generator
+) -> list[Row] | None:
+    signature = kernel.signature
+    numbers = tuple(float(given[name]) for name in signature.numbers)
+    call = Call(kernel, "torch", geometry, numbers)
+    tensors = [torch.as_tensor(given[name]).requires_grad_() for name in signature.tensors]
+    output = convolve(call, tensors)
+    expected = reference(kernel, given, geometry)
+    if not expected.isfinite().all():
+        return None
+    error = _relative(output, expected)
+    rows = [Row(case, "values against the reference", output.numel(), 0, error, error < 1e-9)]
+    # A random contraction, so that one number depends on every output.
+    mix = torch.rand(output.shape, generator=generator, dtype=torch.float64) + 0.5
+    gradients = torch.autograd.grad((output * mix).sum(), tensors, allow_unused=True)
+    for position, (name, gradient) in enumerate(zip(signature.tensors, gradients)):
+        rows.append(_differences(call, tensors, position, name, gradient, mix, case, generator))
+    return rows
+
+
+@torch.no_grad()
+def _differences(
+    call: Call,
+    tensors: list[Tensor],
+    position: int,
+    name: str,
+    gradient: Tensor | None,
+    mix: Tensor,
+    case: str,
+    generator: torch.Generator,
+) -> Row:
+    flat = tensors[position].detach().clone().reshape(-1)
+    chosen = torch.randperm(flat.numel(), generator=generator)[:POINTS].tolist()
+    worst, skipped = 0.0, 0
+
+    def total(at: int, step: float) -> float:
+        moved = flat.clone()
+        moved[at] += step
+        operands = [*tensors[:position], moved.reshape(tensors[position].shape), *tensors[position + 1 :]]
+        return float((convolve(call, operands) * mix).sum())
+
+    for at in chosen:
+        below, here, above = (total(at, step) for step in (-STEP, 0.0, STEP))
+        left, right = (here - below) / STEP, (above - here) / STEP
+        if abs(left - right) > KINK * (1 + abs(left) + abs(right)):
+            skipped += 1
+            continue
+        analytic = 0.0 if gradient is None else float(gradient.reshape(-1)[at])
+        worst = max(worst, abs((left + right) / 2 - analytic) / (1 + abs(analytic)))
+    ok = worst < TOLERANCE and skipped < len(chosen)
+    return Row(case, f"gradient for {name} against central differences", len(chosen) - skipped, skipped, worst, ok)
+
+
+def _relative(value: Tensor, expected: Tensor) -> float:
+    if value.numel() == 0:
+        return 0.0
+    return float(((value - expected).abs() / (1 + expected.abs())).max().detach())

@@ -1,0 +1,357 @@
+"""Kernels as functions, with the arguments of `torch.nn.functional`."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import sympy as sp
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .backends import DTYPES, choose
+from .errors import ArgumentError, ArgumentTypeError
+from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
+from .kernel import Kernel, Signature
+from .ops import Call, convolve
+
+KernelLike: TypeAlias = Kernel | str | sp.Expr
+
+
+@functools.lru_cache(maxsize=1024)
+def as_kernel(kernel: KernelLike, bias: bool | None = None) -> Kernel:
+    """A kernel, given as itself, as text or as a SymPy expression; with or without `+ b` as `bias` says."""
+    return (kernel if isinstance(kernel, Kernel) else Kernel(kernel)).with_bias(bias)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # SymPy is not for torch.compile to trace
+def _resolved(kernel: KernelLike, bias: bool | None) -> Kernel:
+    return as_kernel(kernel, bias)
+
+
+def _conv(
+    rank: int,
+    kernel: KernelLike,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    stride: IntOrInts = 1,
+    padding: str | IntOrInts = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    padding_value: float = 0.0,
+    backend: str = "auto",
+    kernel_size: IntOrInts | None = None,
+    out_channels: int | None = None,
+    **operands: Any,
+) -> Tensor:
+    resolved = _resolved(kernel, True if bias is not None else None)
+    given = {"x": input, "w": weight, "b": bias, **operands}
+    given = {name: value for name, value in given.items() if value is not None}
+    check_input("input", input, rank)
+    weights = [given[name] for name in resolved.signature.names("weight") if name in given]
+    if weights and weights[0].dim() == rank + 2:
+        kernel_size = weights[0].shape[2:] if kernel_size is None else kernel_size
+        out_channels = weights[0].shape[0] if out_channels is None else out_channels
+    if kernel_size is None or out_channels is None:
+        missing = "kernel_size" if kernel_size is None else "out_channels"
+        raise ArgumentTypeError(f"{missing} is needed: there is no weight of {rank + 2} dimensions to tell it")
+    return run(
+        resolved,
+        rank,
+        given,
+        per_axis(tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1),
+        out_channels,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        padding_value,
+        backend,
+    )
+
+
+def _pool(
+    rank: int,
+    kernel: KernelLike,
+    input: Tensor,
+    kernel_size: IntOrInts,
+    stride: IntOrInts | None = None,
+    padding: str | IntOrInts = 0,
+    dilation: IntOrInts = 1,
+    *,
+    padding_mode: str = "ignore",
+    padding_value: float = 0.0,
+    backend: str = "auto",
+    **operands: Any,
+) -> Tensor:
+    resolved = _resolved(kernel, None)
+    for role in ("weight", "bias"):
+        for name in resolved.signature.names(role):
+            raise ArgumentError(
+                f"the formula names {name}, and pool{rank}d has no {role}; use conv{rank}d with groups=in_channels"
+            )
+    check_input("input", input, rank)
+    channels = input.shape[-rank - 1]
+    kernel_size = per_axis(kernel_size, rank, "kernel_size", 1)
+    stride = kernel_size if stride is None else stride
+    return run(
+        resolved,
+        rank,
+        {"x": input, **operands},
+        kernel_size,
+        channels,
+        stride,
+        padding,
+        dilation,
+        channels,
+        padding_mode,
+        padding_value,
+        backend,
+    )
+
+
+def run(
+    kernel: Kernel,
+    rank: int,
+    given: Mapping[str, Any],
+    kernel_size: tuple[int, ...],
+    out_channels: int,
+    stride: IntOrInts,
+    padding: str | IntOrInts,
+    dilation: IntOrInts,
+    groups: int,
+    padding_mode: str,
+    padding_value: float,
+    backend: str,
+) -> Tensor:
+    """Check everything, pad, and call the operator.
+
+    Args:
+        kernel: the kernel.
+        rank: 1, 2 or 3 axes of the image.
+        given: the operands by name; `x` is the input.
+        kernel_size, out_channels, stride, padding, dilation, groups, padding_mode, padding_value: as `Conv2d`.
+        backend: a backend's name or "auto".
+    """
+    signature, x = kernel.signature, given["x"]
+    if signature.rank > rank:
+        raise ArgumentError(f"the formula uses {'dz' if signature.rank == 3 else 'dy'}, an axis that conv{rank}d lacks")
+    check_padding_mode(padding_mode)
+    stride, dilation = per_axis(stride, rank, "stride", 1), per_axis(dilation, rank, "dilation", 1)
+    pairs = padding_pairs(padding, kernel_size, stride, dilation)
+    ignored = pairs if padding_mode == "ignore" else ((0, 0),) * rank
+    geometry = Geometry(kernel_size, out_channels, stride, ignored, dilation, groups)
+    in_channels = x.shape[-rank - 1]
+    check_groups(in_channels, out_channels, groups)
+    tensors, numbers = collect(signature, given, in_channels, geometry)
+    check_windows_fit(x.shape[-rank:], pairs, geometry._replace(padding=((0, 0),) * rank), padding_mode)
+
+    batched = x.dim() == rank + 2
+    for index, role in enumerate(signature.roles):
+        if role == "input":
+            image = tensors[index] if batched else tensors[index].unsqueeze(0)
+            tensors[index] = image if padding_mode == "ignore" else pad(image, pairs, padding_mode, padding_value)
+    output = convolve(Call(kernel, choose(backend, x), geometry, numbers), tensors)
+    return output if batched else output.squeeze(0)
+
+
+def collect(
+    signature: Signature, given: Mapping[str, Any], in_channels: int, geometry: Geometry
+) -> tuple[list[Tensor], tuple[float, ...]]:
+    """The tensors and numbers of a call in the order of the signature, each checked."""
+    known = {*signature.tensors, *signature.numbers}
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"its operands are {', '.join(sorted(known))}"
+            spelled = {"w": "weight", "b": "bias"}.get(name, name)
+            raise ArgumentTypeError(f"{spelled} was given, but the formula has no {name}; {hint}")
+    x = given["x"]
+    tensors: list[Tensor] = []
+    for name, role, axes, init in zip(signature.tensors, signature.roles, signature.axes, signature.inits):
+        spelled = {"x": "input", "w": "weight", "b": "bias"}.get(name, name)
+        value = given.get(name)
+        shape = operand_shape(axes, in_channels, geometry)
+        if value is None and role == "param":
+            value = torch.full(shape, init or 0.0, dtype=x.dtype, device=x.device)
+        if value is None:
+            raise ArgumentTypeError(f"the formula names {name}: {spelled} is needed")
+        check_tensor(spelled, value, x)
+        if role == "input":
+            check_other_input(spelled, value, x, len(geometry.kernel_size))
+        elif tuple(value.shape) != shape:
+            raise ArgumentError(
+                f"{spelled} has shape {list(value.shape)}, expected {list(shape)} for in_channels={in_channels}, "
+                f"out_channels={geometry.out_channels}, groups={geometry.groups}, kernel_size={geometry.kernel_size}"
+            )
+        tensors.append(value)
+    numbers = []
+    for name, declared in zip(signature.numbers, signature.values):
+        number = given.get(name, declared)
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            what = "has no value: give" if number is None else f"is {number!r}; give a number,"
+            raise ArgumentTypeError(f"the const {name} {what} {name}=...")
+        numbers.append(float(number))
+    return tensors, tuple(numbers)
+
+
+def operand_shape(axes: str, in_channels: int, geometry: Geometry) -> tuple[int, ...]:
+    """The shape of a weight or parameter with the given axes: `[out, in/groups, *kernel_size]` for "oct"."""
+    sizes = {"o": (geometry.out_channels,), "c": (in_channels // geometry.groups,), "t": geometry.kernel_size}
+    shape: tuple[int, ...] = ()
+    for axis in axes:
+        shape += sizes[axis]
+    return shape
+
+
+def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: float) -> Tensor:
+    """The image `[N, C, *size]` with padding of a mode other than "ignore"; itself where there is none."""
+    flat = [side for pair in reversed(pairs) for side in pair]
+    if not any(flat):
+        return x
+    if mode in ("zeros", "constant"):
+        return F.pad(x, flat, "constant", value if mode == "constant" else 0.0)
+    return F.pad(x, flat, mode)
+
+
+# -- Checks --------------------------------------------------------------------------------------------------------
+
+
+def check_input(name: str, x: Any, rank: int) -> None:
+    """Refuse what is not a floating-point image of the right number of axes."""
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(f"{name} must be a torch.Tensor, not {type(x).__name__}")
+    if x.dim() not in (rank + 1, rank + 2):
+        axes = "DHW"[3 - rank :]
+        raise ArgumentError(
+            f"{name} has {x.dim()} dimensions {list(x.shape)}; expected {rank + 2} [N, C, {', '.join(axes)}] "
+            f"or {rank + 1} without the batch"
+        )
+    if x.dtype not in DTYPES:
+        hint = f"convert it, for example {name}.float()" if not x.is_complex() else "complex numbers are not supported"
+        allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ArgumentTypeError(f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; expected {allowed}: {hint}")
+
+
+def check_tensor(name: str, value: Any, x: Tensor) -> None:
+    """Refuse an operand that is no tensor, or of another dtype or device than the input."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    if value.dtype != x.dtype:
+        raise ArgumentTypeError(f"{name} has dtype {value.dtype} and input has {x.dtype}; they must be the same")
+    if value.device != x.device:
+        raise ArgumentTypeError(f"{name} is on {value.device} and input on {x.device}; they must be on one device")
+
+
+def check_other_input(name: str, value: Tensor, x: Tensor, rank: int) -> None:
+    """Refuse a second input that does not lie over the first."""
+    channel = x.dim() - rank - 1
+    same = value.dim() == x.dim() and all(
+        value.shape[d] == x.shape[d] or (d == channel and value.shape[d] == 1) for d in range(x.dim())
+    )
+    if not same:
+        raise ArgumentError(
+            f"{name} has shape {list(value.shape)} and input {list(x.shape)}; they must be the same, or {name} have "
+            "1 channel"
+        )
+
+
+def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
+    """Refuse groups that do not divide the channels."""
+    if not isinstance(groups, int) or groups < 1:
+        raise ArgumentError(f"groups must be a positive int, not {groups!r}")
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels % groups or channels < 1:
+            raise ArgumentError(f"{name} ({channels}) must be a positive multiple of groups ({groups})")
+
+
+# -- The public functions ------------------------------------------------------------------------------------------
+
+
+def conv2d(
+    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
+) -> Tensor:
+    """A kernel over images, as `torch.nn.functional.conv2d`.
+
+    Args:
+        kernel: a `Kernel`, the text of a formula, or a SymPy expression.
+        input: `[N, in_channels, H, W]` or without N; float64, float32, float16 or bfloat16.
+        weight: `[out_channels, in_channels / groups, *kernel_size]`, for a kernel with `w`.
+        bias: `[out_channels]`; adds `+ b` to a kernel that has no `b`.
+        stride: at least 1; an int, or one per axis.
+        padding: at least 0, or "same" or "valid".
+        dilation: at least 1.
+        groups: divides both numbers of channels.
+        padding_mode: "zeros", "reflect", "replicate", "circular", "constant" (with `padding_value`) or "ignore": a tap
+            outside the image leaves the reduction.
+        padding_value: for "constant".
+        backend: "auto" or a backend's name.
+        kernel_size, out_channels: for a kernel without a weight to tell them.
+        operands: the formula's other operands by name; a `param` or `const` left out takes its declared value.
+
+    Returns:
+        `[N, out_channels, *size]`, of the size that `torch.nn.functional.conv2d` gives.
+
+    Raises:
+        ArgumentError: (a ValueError) a shape or value that is not allowed, by the argument's name.
+        ArgumentTypeError: (a TypeError) a type or dtype that is not allowed, a missing or unknown operand.
+        FormulaError: if the kernel is given as a text that is not a formula.
+
+    >>> import torch, symconv as sc
+    >>> sc.conv2d("-sum(abs(x - w))", torch.ones(1, 2, 4, 4), torch.zeros(3, 2, 3, 3)).flatten()[0]
+    tensor(-18.)
+    """
+    return _conv(2, kernel, input, weight, bias, **options)
+
+
+def conv1d(
+    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
+) -> Tensor:
+    """A kernel over sequences `[N, in_channels, L]`, as `torch.nn.functional.conv1d`; see `conv2d`."""
+    return _conv(1, kernel, input, weight, bias, **options)
+
+
+def conv3d(
+    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
+) -> Tensor:
+    """A kernel over volumes `[N, in_channels, D, H, W]`, as `torch.nn.functional.conv3d`; see `conv2d`."""
+    return _conv(3, kernel, input, weight, bias, **options)
+
+
+def pool2d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any, **options: Any) -> Tensor:
+    """A kernel without a weight over each channel, as `torch.nn.functional.max_pool2d`.
+
+    Args:
+        kernel: a `Kernel`, the text of a formula, or a SymPy expression.
+        input: `[N, C, H, W]` or without N.
+        kernel_size: at least 1; an int, or one per axis.
+        stride: `kernel_size` by default.
+        padding, dilation, padding_mode, padding_value, backend, operands: as `conv2d`; `padding_mode` is "ignore" by
+            default.
+
+    Returns:
+        `[N, C, *size]`.
+
+    >>> import torch, symconv as sc
+    >>> sc.pool2d("max(x)", torch.arange(16.).reshape(1, 1, 4, 4), 2)
+    tensor([[[[ 5.,  7.],
+              [13., 15.]]]])
+    """
+    return _pool(2, kernel, input, kernel_size, *args, **options)
+
+
+def pool1d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any, **options: Any) -> Tensor:
+    """A kernel without a weight over each channel of `[N, C, L]`, as `max_pool1d`; see `pool2d`."""
+    return _pool(1, kernel, input, kernel_size, *args, **options)
+
+
+def pool3d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any, **options: Any) -> Tensor:
+    """A kernel without a weight over each channel of `[N, C, D, H, W]`, as `max_pool3d`; see `pool2d`."""
+    return _pool(3, kernel, input, kernel_size, *args, **options)

@@ -1,0 +1,373 @@
+"""The pointwise functions of the language: one record each.
+
+A record says how a function is built in SymPy, how each backend spells it, what its partial derivatives are
+(kinks included), where a test may sample it and what PyTorch computes for it.  Every other module, and every
+test that walks the table, learns about a function from its record alone.
+
+Three sorts of function share the table.  SymPy's own smooth functions (`exp`, `tan`) need only a spelling.
+Functions that SymPy differentiates into something that cannot be computed (`Abs`, `sign`, `Max`, `floor`) have a
+*kinked twin* here: formulas hold SymPy's class, `kinked` swaps in the twin before anything is differentiated, and
+`smooth` swaps back for people to read.  Functions with a `definition` (`silu`, `gelu`) are differentiated and
+lowered through it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sympy as sp
+import torch
+
+from .language.symbols import ordered_terms
+
+Partials = Callable[..., tuple[sp.Expr, ...]]
+
+
+@dataclass(frozen=True)
+class Function:
+    """Everything symconv knows about one pointwise function.
+
+    Args:
+        name: the name in formulas.
+        build: makes the SymPy expression from the arguments.
+        cls: the SymPy class of the node that the lowering and the printers see.
+        torch: the PyTorch spelling, with `{0}`, `{1}` for the arguments; empty for a class with a `definition`.
+        reference: the same function in PyTorch, for the reference evaluator and the tests.
+        domain: for each argument an interval in which a test may sample it, away from poles.
+        kinks: values of the first argument at which the derivative is a rule and not a limit.
+        native: SymPy's class, where `cls` is its kinked twin.
+        flat: whether the derivative is 0 wherever it exists, so that no gradient passes.
+        arity: how many arguments a formula may give, at least and at most.
+    """
+
+    name: str
+    build: Callable[..., sp.Expr]
+    cls: type[sp.Basic]
+    torch: str
+    reference: Callable[..., Any]
+    domain: tuple[tuple[float, float], ...]
+    kinks: tuple[float, ...] = ()
+    native: type[sp.Basic] | None = None
+    flat: bool = False
+    arity: tuple[int, int] = (1, 1)
+
+
+class Pointwise(sp.Function):  # type: ignore[misc]
+    """A function of our own: real, and with the partial derivatives of its record."""
+
+    is_real = True
+    partials: Partials
+    #: The function in terms of others, where it has no spelling of its own.
+    definition: Callable[..., sp.Expr] | None = None
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return type(self).partials(*self.args)[argindex - 1]
+
+
+def pointwise(name: str, partials: Partials) -> Any:
+    """A SymPy function class called `name` whose derivatives are `partials(*args)`."""
+    return type(name, (Pointwise,), {"partials": staticmethod(partials), "__module__": __name__})
+
+
+def defined(name: str, definition: Callable[..., sp.Expr]) -> Any:
+    """A SymPy function class that is differentiated and lowered through its definition."""
+
+    def partials(*args: sp.Expr) -> tuple[sp.Expr, ...]:
+        slots = [sp.Dummy(real=True) for _ in args]
+        body = kinked(definition(*slots))
+        return tuple(body.diff(slot).xreplace(dict(zip(slots, args))) for slot in slots)
+
+    cls = pointwise(name, partials)
+    cls.definition = staticmethod(definition)
+    return cls
+
+
+def none(*args: sp.Expr) -> tuple[sp.Expr, ...]:
+    """The partial derivatives of a function that is flat wherever it is differentiable."""
+    return (sp.S.Zero,) * len(args)
+
+
+def case(condition: Any, value: Any, otherwise: Any = 0) -> sp.Expr:
+    """`value` where `condition` holds, else `otherwise`."""
+    return sp.Piecewise((value, condition), (otherwise, True))
+
+
+# -- Classes of our own.  Those called as a function of SymPy are its kinked twin. ---------------------------------
+
+sign = pointwise("sign", none)
+absolute = pointwise("Abs", lambda z: (sign(z),))
+floor = pointwise("floor", none)
+ceil = pointwise("ceiling", none)
+round_ = pointwise("round", none)
+heaviside = pointwise("Heaviside", none)
+#: 1 where a > b, 1/2 at a tie, else 0: the share of max(a, b)'s gradient that belongs to a.
+share = pointwise("share", none)
+maximum = pointwise("maximum", lambda a, b: (share(a, b), share(b, a)))
+minimum = pointwise("minimum", lambda a, b: (share(b, a), share(a, b)))
+#: 1 where z > 0, else 0 (also at 0).
+positive = pointwise("positive", none)
+#: 1 where z == 0, else 0; and z with its zeros replaced by 1.  Opaque on purpose: SymPy "knows" that exp(z) is never 0.
+is_zero = pointwise("is_zero", none)
+nonzero = pointwise("nonzero", lambda z: (1 - is_zero(z),))
+#: a / r, and 0 where r is 0.
+ratio: Any = pointwise("ratio", lambda a, r: (ratio(1, r), -ratio(ratio(a, r), r)))
+#: exp(e - r), and 0 where r is -inf.
+exp_shifted: Any = pointwise("exp_shifted", lambda e, r: (exp_shifted(e, r), -exp_shifted(e, r)))
+
+#: The number v, as a value of the same dtype as `like`: for functions that take no plain numbers.
+typed = pointwise("typed", none)
+power = pointwise("power", lambda a, p: (power_slope(a, p), power_log(a, p)))
+#: p*a**(p - 1), and 0 where p is 0; a**p*log(a), and 0 where a is 0 and p is not negative: PyTorch's rules for pow.
+power_slope: Any = defined("power_slope", lambda a, p: case(sp.Eq(p, 0), 0, p * power(a, p - 1)))
+power_log: Any = defined("power_log", lambda a, p: case(sp.And(sp.Eq(a, 0), p >= 0), 0, power(a, p) * sp.log(a)))
+expm1 = pointwise("expm1", lambda z: (sp.exp(z),))
+log1p = pointwise("log1p", lambda z: (1 / (1 + z),))
+sigmoid: Any = pointwise("sigmoid", lambda z: (sigmoid(z) * (1 - sigmoid(z)),))
+relu = pointwise("relu", lambda z: (positive(z),))
+softplus = pointwise("softplus", lambda z: (sigmoid(z),))
+xlogx = pointwise("xlogx", lambda z: (sp.log(z) + 1,))
+hypot: Any = pointwise("hypot", lambda a, b: (ratio(a, hypot(a, b)), ratio(b, hypot(a, b))))
+clip = pointwise(
+    "clip",
+    lambda z, lo, hi: (
+        case(sp.And(lo <= z, z <= hi), 1),
+        case(sp.And(z < lo, lo <= hi), 1),
+        case(sp.Or(z > hi, lo > hi), 1),
+    ),
+)
+silu = defined("silu", lambda z: z * sigmoid(z))
+gelu = defined("gelu", lambda z: z * (1 + sp.erf(z / sp.sqrt(2))) / 2)
+
+
+def _sinc_slope(z: sp.Expr) -> sp.Expr:
+    # (cos(pi z) - sinc(z))/z cancels near 0, so a Taylor polynomial takes over there; all its derivatives are right.
+    u = sp.pi * z
+    series = sp.Add(*[sp.pi * (-1) ** k * 2 * k * u ** (2 * k - 1) / sp.factorial(2 * k + 1) for k in range(1, 9)])
+    return case(absolute(z) < 0.25, series, (sp.cos(u) - sinc(z)) / z)
+
+
+sinc_slope = defined("sinc_slope", _sinc_slope)
+sinc = pointwise("sinc", lambda z: (sinc_slope(z),))
+
+
+def _bspline(z: sp.Expr, degree: sp.Expr) -> sp.Expr:
+    n = int(degree)
+    slot = sp.Dummy(real=True)
+    knots = tuple(sp.Rational(2 * k - n - 1, 2) for k in range(n + 2))
+    return sp.bspline_basis(n, knots, 0, slot).xreplace({slot: z})
+
+
+class bspline(defined("bspline", _bspline)):  # type: ignore[misc]  # noqa: N801 (the name in formulas)
+    """The centred cardinal B-spline of a whole degree from 1 to 5; its support is `[-(n + 1)/2, (n + 1)/2]`."""
+
+    @classmethod
+    def eval(cls, z: sp.Expr, degree: sp.Expr) -> None:
+        if not (degree.is_Integer and 1 <= degree <= 5):
+            raise ValueError(f"bspline(z, degree) takes a whole degree from 1 to 5, not {degree}")
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        slot = sp.Dummy(real=True)
+        return _bspline(slot, self.args[1]).diff(slot).xreplace({slot: self.args[0]}) if argindex == 1 else sp.S.Zero
+
+
+def _where(condition: Any, value: sp.Expr, otherwise: sp.Expr) -> sp.Expr:
+    return case(condition, value, otherwise)
+
+
+def _reference_bspline(z: torch.Tensor, degree: Any) -> torch.Tensor:
+    # Truncated powers (de Boor, A Practical Guide to Splines, ch. IX), centred.
+    n = int(degree)
+    terms = ((-1) ** k * math.comb(n + 1, k) * (z + (n + 1) / 2 - k).clamp(min=0) ** n for k in range(n + 2))
+    return functools.reduce(torch.add, terms) / math.factorial(n)
+
+
+_LINE = ((-2.0, 2.0),)
+_PLANE = ((-2.0, 2.0), (-2.0, 2.0))
+_MANY = (2, 16)
+
+
+def _smooth(cls: type[sp.Basic], domain: tuple[tuple[float, float], ...] = _LINE, name: str = "") -> Function:
+    name = name or cls.__name__
+    return Function(name, cls, cls, f"torch.{name}({{0}})", getattr(torch, name), domain)
+
+
+_RECORDS = (
+    # SymPy's smooth functions: a spelling is all they need.
+    *map(_smooth, (sp.exp, sp.sin, sp.cos, sp.atan, sp.sinh, sp.cosh, sp.tanh, sp.erf)),
+    _smooth(sp.tan, ((-1.2, 1.2),)),
+    _smooth(sp.log, ((0.3, 3.0),)),
+    _smooth(sp.asin, ((-0.9, 0.9),)),
+    _smooth(sp.acos, ((-0.9, 0.9),)),
+    Function(
+        "atan2", sp.atan2, sp.atan2, "torch.atan2({0}, {1})", torch.atan2, ((0.2, 2.0), (-2.0, 2.0)), arity=(2, 2)
+    ),
+    Function("sqrt", sp.sqrt, sp.Pow, "torch.sqrt({0})", torch.sqrt, ((0.2, 3.0),)),
+    Function(
+        "pow", sp.Pow, power, "torch.pow({0}, {1})", torch.pow, ((0.2, 2.0), (-2.0, 2.0)), native=sp.Pow, arity=(2, 2)
+    ),
+    # Kinked twins of SymPy's functions.
+    Function("abs", sp.Abs, absolute, "torch.abs({0})", torch.abs, _LINE, (0.0,), native=sp.Abs),
+    Function("sign", sp.sign, sign, "torch.sign({0})", torch.sign, _LINE, (0.0,), native=sp.sign, flat=True),
+    Function("floor", sp.floor, floor, "torch.floor({0})", torch.floor, _LINE, (-1, 0, 1), native=sp.floor, flat=True),
+    Function("ceil", sp.ceiling, ceil, "torch.ceil({0})", torch.ceil, _LINE, (-1, 0, 1), native=sp.ceiling, flat=True),
+    Function(
+        "heaviside",
+        lambda z: sp.Heaviside(z, sp.Rational(1, 2)),
+        heaviside,
+        "share({0}, torch.zeros_like({0}))",
+        lambda z: torch.heaviside(z, z.new_tensor(0.5)),
+        _LINE,
+        (0.0,),
+        native=sp.Heaviside,
+        flat=True,
+    ),
+    Function("maximum", sp.Max, maximum, "torch.maximum({0}, {1})", torch.maximum, _PLANE, native=sp.Max, arity=(2, 2)),
+    Function("minimum", sp.Min, minimum, "torch.minimum({0}, {1})", torch.minimum, _PLANE, native=sp.Min, arity=(2, 2)),
+    # Functions of our own.
+    Function("round", round_, round_, "torch.round({0})", torch.round, _LINE, (-0.5, 0.5), flat=True),
+    Function("expm1", expm1, expm1, "torch.expm1({0})", torch.expm1, _LINE),
+    Function("log1p", log1p, log1p, "torch.log1p({0})", torch.log1p, ((-0.7, 2.0),)),
+    Function("sigmoid", sigmoid, sigmoid, "torch.sigmoid({0})", torch.sigmoid, _LINE),
+    Function("relu", relu, relu, "torch.relu({0})", torch.relu, _LINE, (0.0,)),
+    Function("silu", silu, silu, "", torch.nn.functional.silu, _LINE),
+    Function("gelu", gelu, gelu, "", torch.nn.functional.gelu, _LINE),
+    Function(
+        "softplus",
+        softplus,
+        softplus,
+        "torch.logaddexp({0}, torch.zeros_like({0}))",
+        lambda z: torch.logaddexp(z, z.new_zeros(())),
+        _LINE,
+    ),
+    Function("xlogx", xlogx, xlogx, "torch.special.xlogy({0}, {0})", lambda z: z * z.log(), ((0.2, 3.0),)),
+    Function("sinc", sinc, sinc, "torch.sinc({0})", torch.sinc, _LINE, (0.0,)),
+    Function("hypot", hypot, hypot, "torch.hypot({0}, {1})", torch.hypot, _PLANE, arity=(2, 2)),
+    Function(
+        "clip",
+        clip,
+        clip,
+        "torch.minimum(torch.maximum({0}, {1}), {2})",
+        lambda z, lo, hi: torch.clip(z, lo, hi),
+        ((-2.0, 2.0), (-1.0, -0.5), (0.5, 1.0)),
+        arity=(3, 3),
+    ),
+    Function("bspline", bspline, bspline, "", _reference_bspline, ((-2.5, 2.5), (3, 3)), arity=(2, 2)),
+    Function("where", _where, sp.Piecewise, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
+    # Parts of derivatives.  The first six are functions of the static header.
+    Function(
+        "share",
+        share,
+        share,
+        "share({0}, {1})",
+        lambda a, b: torch.where(a > b, 1.0, torch.where(a == b, 0.5, 0.0)),
+        _PLANE,
+        flat=True,
+        arity=(2, 2),
+    ),
+    Function("positive", positive, positive, "positive({0})", lambda z: (z > 0) * 1.0, _LINE, (0.0,), flat=True),
+    Function("is_zero", is_zero, is_zero, "is_zero({0})", lambda z: (z == 0) * 1.0, _LINE, (0.0,), flat=True),
+    Function("nonzero", nonzero, nonzero, "nonzero({0})", lambda z: torch.where(z == 0, 1.0, z), ((0.2, 2.0),)),
+    Function(
+        "ratio",
+        ratio,
+        ratio,
+        "ratio({0}, {1})",
+        lambda a, r: torch.where(r == 0, 0.0, a / r),
+        ((-2.0, 2.0), (0.2, 2.0)),
+        arity=(2, 2),
+    ),
+    Function(
+        "exp_shifted",
+        exp_shifted,
+        exp_shifted,
+        "exp_shifted({0}, {1})",
+        lambda e, r: torch.exp(e - r),
+        _PLANE,
+        arity=(2, 2),
+    ),
+    Function("typed", typed, typed, "{1}.new_full((), {0})", lambda v, like: v, _PLANE, arity=(2, 2)),
+    Function(
+        "power_slope",
+        power_slope,
+        power_slope,
+        "",
+        lambda a, p: p * torch.pow(a, p - 1),
+        ((0.2, 2.0), (0.5, 2.0)),
+        arity=(2, 2),
+    ),
+    Function(
+        "power_log",
+        power_log,
+        power_log,
+        "",
+        lambda a, p: torch.pow(a, p) * torch.log(a),
+        ((0.2, 2.0), (0.5, 2.0)),
+        arity=(2, 2),
+    ),
+    Function(
+        "sinc_slope",
+        sinc_slope,
+        sinc_slope,
+        "",
+        lambda z: (torch.cos(torch.pi * z) - torch.sinc(z)) / z,
+        ((0.1, 2.0),),
+    ),
+)
+
+#: The functions of the language by name.  `max(a, b, ...)` and `min(a, b, ...)` build `maximum` and `minimum`.
+FUNCTIONS: dict[str, Function] = {record.name: record for record in _RECORDS}
+
+#: Every record by the class of its node in derived and lowered expressions.
+BY_CLASS: dict[type[sp.Basic], Function] = {record.cls: record for record in _RECORDS}
+
+
+def kinked(expr: sp.Expr) -> sp.Expr:
+    """`expr` with SymPy's `Abs`, `sign`, `Max`, ... replaced by their twins, whose derivatives can be computed."""
+
+    def twin(node: sp.Basic) -> sp.Basic:
+        if isinstance(node, (sp.Max, sp.Min)):
+            pair = maximum if isinstance(node, sp.Max) else minimum
+            return functools.reduce(pair, sorted(node.args, key=sp.default_sort_key))
+        if isinstance(node, sp.Pow):
+            return node if node.exp.is_Number or node.is_number else power(*node.args)
+        return BY_NATIVE[type(node)].cls(oriented(node.args[0]) if isinstance(node, sp.Abs) else node.args[0])
+
+    natives = (*(cls for cls in BY_NATIVE if cls is not sp.Pow), sp.Pow)
+    return expr.replace(lambda node: isinstance(node, natives), twin) if expr.has(*natives) else expr
+
+
+def oriented(expr: sp.Expr) -> sp.Expr:
+    """`expr` or `-expr`, whichever begins with a positive term: SymPy turns abs(x - w) into Abs(w - x)."""
+    return -expr if expr.is_Add and ordered_terms(expr)[0].could_extract_minus_sign() else expr
+
+
+def native(expr: sp.Expr) -> sp.Expr:
+    """`expr` with the twins replaced by SymPy's own classes: the inverse of `kinked`."""
+    twins = {record.cls: record.build for record in _RECORDS if record.native}
+    return _rebuilt(expr, twins)
+
+
+def readable(expr: sp.Expr) -> sp.Expr:
+    """`expr` as a mathematician would write it: without the guards that its derivatives carry at single points."""
+    half = sp.Rational(1, 2)
+    plain: dict[type[sp.Basic], Callable[..., sp.Expr]] = {
+        share: lambda a, b: sp.Heaviside(a - b, half),
+        positive: lambda z: sp.Heaviside(z, 0),
+        ratio: lambda a, r: a / r,
+        exp_shifted: lambda e, r: sp.exp(e - r),
+        power_slope: lambda a, p: p * a ** (p - 1),
+        power_log: lambda a, p: a**p * sp.log(a),
+    }
+    return _rebuilt(native(expr), plain)
+
+
+def _rebuilt(expr: sp.Expr, builds: dict[type[sp.Basic], Callable[..., sp.Expr]]) -> sp.Expr:
+    return expr.replace(lambda node: type(node) in builds, lambda node: builds[type(node)](*node.args))
+
+
+#: The records with a twin, by SymPy's class.
+BY_NATIVE: dict[type[sp.Basic], Function] = {record.native: record for record in _RECORDS if record.native}

@@ -1,0 +1,131 @@
+"""How the windows lie on an image: PyTorch's convolution arguments, checked and made explicit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from .errors import ArgumentError, ArgumentTypeError
+
+IntOrInts: TypeAlias = int | Sequence[int]
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "constant", "ignore")
+
+
+class Geometry(NamedTuple):
+    """The windows of one call, per axis of the image.
+
+    `padding` are the rows before the image and after it whose taps leave the window; other padding is already part of
+    the image.
+    """
+
+    kernel_size: tuple[int, ...]
+    out_channels: int
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def output_size(self, image_size: Sequence[int]) -> tuple[int, ...]:
+        """The number of windows along each axis, as `torch.nn.Conv2d` counts them."""
+        axes = zip(image_size, self.kernel_size, self.stride, self.padding, self.dilation)
+        return tuple((i + sum(p) - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in axes)
+
+    def numbers(self) -> list[int]:
+        """The geometry as a flat list, for an operator's signature."""
+        flat = [*self.kernel_size, *self.stride, *(side for pair in self.padding for side in pair), *self.dilation]
+        return [self.out_channels, self.groups, *flat]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[int]) -> Geometry:
+        """The inverse of `numbers`."""
+        out_channels, groups, *flat = numbers
+        rank = len(flat) // 5
+        kernel_size, stride, before_after, dilation = (
+            tuple(flat[:rank]),
+            tuple(flat[rank : 2 * rank]),
+            flat[2 * rank : 4 * rank],
+            tuple(flat[4 * rank :]),
+        )
+        padding = tuple(zip(before_after[::2], before_after[1::2]))
+        return cls(kernel_size, out_channels, stride, padding, dilation, groups)
+
+
+def per_axis(value: IntOrInts, rank: int, name: str, least: int) -> tuple[int, ...]:
+    """An int or one int per axis as a tuple.
+
+    Raises:
+        ArgumentTypeError: if it is neither.
+        ArgumentError: if there is a wrong number of them, or one is below `least`.
+    """
+    values = (value,) * rank if isinstance(value, int) else value
+    if not isinstance(values, (tuple, list)) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise ArgumentTypeError(f"{name} must be an int or a tuple of {rank} ints, not {value!r}")
+    if len(values) == 1:
+        values = tuple(values) * rank
+    if len(values) != rank:
+        raise ArgumentError(
+            f"{name} must be an int or a tuple of {rank} ints, one per axis of the image, not {value!r}"
+        )
+    if any(v < least for v in values):
+        raise ArgumentError(f"{name} must be at least {least}, not {value!r}")
+    return tuple(values)
+
+
+def padding_pairs(
+    padding: str | IntOrInts,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[tuple[int, int], ...]:
+    """The padding before and after the image along each axis; "same" and "valid" as `torch.nn.Conv2d`.
+
+    Raises:
+        ArgumentError: for another string, for "same" with a stride, for a negative padding.
+    """
+    if isinstance(padding, str):
+        if padding == "valid":
+            return ((0, 0),) * len(kernel_size)
+        if padding != "same":
+            raise ArgumentError(f"padding must be an int, a tuple of ints, 'same' or 'valid', not {padding!r}")
+        if any(s != 1 for s in stride):
+            raise ArgumentError(f"padding='same' needs stride 1, not {stride}; give the padding as a number")
+        totals = [d * (k - 1) for k, d in zip(kernel_size, dilation)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    return tuple((p, p) for p in per_axis(padding, len(kernel_size), "padding", 0))
+
+
+def check_padding_mode(mode: str) -> None:
+    """Refuse an unknown padding mode."""
+    if mode not in PADDING_MODES:
+        raise ArgumentError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, not {mode!r}")
+
+
+def check_windows_fit(
+    image_size: Sequence[int], padding: Sequence[tuple[int, int]], geometry: Geometry, padding_mode: str
+) -> None:
+    """Refuse an image that holds no window, or that is too small to be reflected or wrapped.
+
+    Args:
+        image_size: before padding.
+        padding: before and after the image, of any mode.
+        geometry: the windows.
+        padding_mode: one of `PADDING_MODES`.
+    """
+    widest = {"reflect": -1, "circular": 0}.get(padding_mode, math.inf)
+    for axis, (size, sides) in enumerate(zip(image_size, padding)):
+        if max(sides) > size + widest:
+            raise ArgumentError(
+                f"padding {max(sides)} with padding_mode={padding_mode!r} is too wide for an image of size "
+                f"{tuple(image_size)}: along axis {axis} it can be at most {size + widest}"
+            )
+        if padding_mode == "replicate" and size == 0 and max(sides) > 0:
+            raise ArgumentError(f"an image of size {tuple(image_size)} has no border to replicate")
+        extent = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) + 1
+        if size + sum(sides) < extent:
+            raise ArgumentError(
+                f"the window is larger than the image: along axis {axis} kernel_size {geometry.kernel_size[axis]} with "
+                f"dilation {geometry.dilation[axis]} spans {extent}, the padded image has {size + sum(sides)} "
+                f"({size} and padding {sides[0]} + {sides[1]})"
+            )

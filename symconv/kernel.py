@@ -1,0 +1,220 @@
+"""The kernel: a formula with its derivatives, its generated code and its checks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import sympy as sp
+
+from .derive import gradients, tangent
+from .errors import FormulaError
+from .language.formula import Formula, in_order
+from .language.parser import parse
+from .language.symbols import Operand, b, x
+from .printers.mathematics import latex_lines, pretty
+from .printers.text import print_expression
+
+if TYPE_CHECKING:
+    import torch
+
+    from .check import Report
+
+#: How a weight is filled: the name of a function of `torch.nn.init` without its underscore, or a function.
+Initializer: TypeAlias = "str | Callable[[torch.Tensor], Any]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a kernel takes, in plain Python: readable on every call and under `torch.compile`.
+
+    Args:
+        tensors: the names of the tensor operands in the order of the generated functions; the first is "x".
+        roles: "input", "weight", "bias" or "param" for each of them.
+        axes: for each of them the axes of one element: a string out of "oct".
+        inits: the initial value of each `param`, None for the other roles.
+        numbers: the names of the `const` operands.
+        values: their declared values, None where the layer must give one.
+        rank: the least number of image axes (3 for a formula with `dz`).
+    """
+
+    tensors: tuple[str, ...]
+    roles: tuple[str, ...]
+    axes: tuple[str, ...]
+    inits: tuple[float | None, ...]
+    numbers: tuple[str, ...]
+    values: tuple[float | None, ...]
+    rank: int
+
+    @classmethod
+    def of(cls, formula: Formula) -> Signature:
+        tensors = [operand for operand in formula.operands if operand.is_tensor]
+        numbers = [operand for operand in formula.operands if operand.role == "const"]
+        return cls(
+            tuple(operand.name for operand in tensors),
+            tuple(operand.role for operand in tensors),
+            tuple("".join(operand.axes) for operand in tensors),
+            tuple(operand.init for operand in tensors),
+            tuple(operand.name for operand in numbers),
+            tuple(operand.init for operand in numbers),
+            max([1] + [["dx", "dy", "dz"].index(o.name) + 1 for o in formula.operands if o.role == "offset"]),
+        )
+
+    def names(self, role: str) -> tuple[str, ...]:
+        """The tensor operands of a role."""
+        return tuple(name for name, each in zip(self.tensors, self.roles) if each == role)
+
+
+class Kernel:
+    """What happens in a window: a formula, ready to be differentiated, inspected and run.
+
+    Args:
+        formula: the text of a formula, or a SymPy expression of the symbols and functions that symconv hands out.
+            Both give the same kernel.
+        name: a name for messages, generated code and `repr`.
+        init: how `reset_parameters` fills the weights: a name of `torch.nn.init` such as "zeros" or "normal", or a
+            function of a tensor.  By default Kaiming-uniform as in `torch.nn.Conv2d`.
+
+    Raises:
+        FormulaError: with the place, if the formula is not one.
+
+    >>> import symconv as sc
+    >>> adder = sc.Kernel("-sum(abs(x - w))", name="adder")
+    >>> adder.gradients()
+    {x: -sign(x - w), w: sign(x - w)}
+    >>> adder == sc.Kernel(-sc.sum(abs(sc.x - sc.w)))
+    True
+    """
+
+    formula: Formula
+    name: str | None
+    init: Initializer | None
+
+    def __init__(
+        self, formula: str | sp.Expr | Kernel, name: str | None = None, init: Initializer | None = None
+    ) -> None:
+        if isinstance(formula, Kernel):
+            name, init = name or formula.name, init or formula.init
+            self.formula = formula.formula
+        else:
+            self.formula = parse(formula if isinstance(formula, str) else print_expression(formula))
+        if name is not None and not (isinstance(name, str) and name.isprintable()):
+            raise FormulaError(f"the name of a kernel is printable text, not {name!r}")
+        if x not in self.formula.expr.free_symbols:
+            raise FormulaError("the formula never uses the input x", self.formula.text)
+        self.name = name
+        self.init = init
+
+    @classmethod
+    def from_formula(cls, formula: Formula) -> Kernel:
+        """A kernel of a formula that was derived, which may lack x."""
+        kernel = cls.__new__(cls)
+        kernel.formula, kernel.name, kernel.init = formula, None, None
+        return kernel
+
+    # -- What it is ----------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def text(self) -> str:
+        """The formula in the text language; `Kernel(kernel.text) == kernel`."""
+        return self.formula.text
+
+    @functools.cached_property
+    def title(self) -> str:
+        """The name, or the last line of the formula, on one line."""
+        return self.name or self.text.splitlines()[-1]
+
+    @functools.cached_property
+    def expr(self) -> sp.Expr:
+        """The formula as one SymPy expression."""
+        return self.formula.expr
+
+    @functools.cached_property
+    def signature(self) -> Signature:
+        """The operands, in plain Python."""
+        return Signature.of(self.formula)
+
+    def gradients(self) -> dict[Operand, sp.Expr]:
+        """The partial derivatives of a window's value, as SymPy expressions.
+
+        For x and weights the derivative at one tap, for other operands that of the window.  `others(e)` is the
+        product of e over the other taps, `first_max(e)` is 1 at the first tap that attains the maximum, `softmax(e)`
+        is exp(e) over its sum.
+
+        >>> import symconv as sc
+        >>> sc.Kernel("prod(tan(x + w))").gradients()[sc.w]
+        (tan(x + w)**2 + 1)*others(tan(x + w))
+        """
+        return gradients(self.formula)
+
+    def latex(self) -> str:
+        """The formula and its partial derivatives in LaTeX, as an `aligned` environment."""
+        return r"\begin{aligned}" + r" \\ ".join(latex_lines(self.formula)) + r"\end{aligned}"
+
+    def source(self, backend: str = "torch") -> str:
+        """The source text that a backend generates for this kernel."""
+        from .backends import backend as backend_named
+
+        return backend_named(backend).source(self)
+
+    def check(self, seed: int = 0) -> Report:
+        """Verify values and gradients numerically; see `symconv.check`."""
+        from .check import check
+
+        return check(self, seed)
+
+    # -- Kernels made from it ------------------------------------------------------------------------------------
+
+    def with_bias(self, bias: bool | None) -> Kernel:
+        """The kernel with `+ b` if `bias` is True and it has none, without `b` if False, itself if None."""
+        has = self.formula.operand("b") is not None
+        if bias is None or bias == has:
+            return self
+        if bias:
+            formula = Formula(self.formula.lines, self.formula.result + b, in_order([*self.formula.operands, b]))
+        else:
+            lines = tuple((name, expr.xreplace({b: sp.S.Zero})) for name, expr in self.formula.lines)
+            operands = in_order(operand for operand in self.formula.operands if operand != b)
+            formula = Formula(lines, self.formula.result.xreplace({b: sp.S.Zero}), operands)
+        return Kernel(formula.text, self.name, self.init)
+
+    def tangent(self, names: tuple[str, ...]) -> tuple[Kernel, tuple[str, ...]]:
+        """The directional derivative along the operands `names`, as a kernel, and the names of the directions."""
+        taken = {operand.name for operand in self.formula.operands}
+        dots = {}
+        for name in names:
+            dots[name] = f"{name}_dot"
+            while dots[name] in taken:
+                dots[name] += "_"
+        return Kernel.from_formula(tangent(self.formula, dots)), tuple(dots.values())
+
+    # -- How it shows itself -------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"Kernel({self.text!r}{name})"
+
+    def __str__(self) -> str:
+        return pretty(self.formula, self.name)
+
+    def _repr_latex_(self) -> str:
+        return f"$\\displaystyle {self.latex()}$"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Kernel):
+            return NotImplemented
+        return self.expr == other.expr and self.formula.operands == other.formula.operands
+
+    def __hash__(self) -> int:
+        return hash((self.expr, self.formula.operands))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kernel, (self.text, self.name, self.init)
+
+
+@functools.lru_cache(maxsize=1024)
+def kernel_of(text: str) -> Kernel:
+    """The kernel of a text, also of a derived one that lacks x."""
+    return Kernel.from_formula(parse(text))

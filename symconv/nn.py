@@ -1,0 +1,366 @@
+"""Kernels as layers, with the arguments and the behaviour of `torch.nn`'s."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .backends import backend as backend_named
+from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
+from .functional import KernelLike, as_kernel, check_groups, operand_shape, run
+from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
+from .kernel import Initializer, Kernel
+from .reductions import BY_NODE, WindowNode
+
+
+class Layer(nn.Module):
+    """What `Conv*` and `Pool*` share: a kernel, its numbers, and learned operands by name."""
+
+    rank: int
+    #: Names of parameters under which a state_dict of `torch.nn.Conv2d` has them.
+    SPELLED: ClassVar[dict[str, str]] = {"w": "weight", "b": "bias"}
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        kernel_size: IntOrInts,
+        stride: IntOrInts,
+        padding: str | IntOrInts,
+        dilation: IntOrInts,
+        padding_mode: str,
+        padding_value: float,
+        backend: str,
+        options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size", 1)
+        self.stride = per_axis(stride, self.rank, "stride", 1)
+        self.dilation = per_axis(dilation, self.rank, "dilation", 1)
+        padding_pairs(padding, self.kernel_size, self.stride, self.dilation)  # refuse it now, not at the first call
+        self.padding = padding if isinstance(padding, str) else per_axis(padding, self.rank, "padding", 0)
+        check_padding_mode(padding_mode)
+        self.padding_mode, self.padding_value = padding_mode, float(padding_value)
+        if backend != "auto":
+            backend_named(backend)
+        self.backend = backend
+        self.constants = self._constants(options)
+        self.initial = self._initial(options)
+        if options:
+            raise ArgumentTypeError(
+                f"{type(self).__name__} got {', '.join(options)}, but the formula has no const or param of that name: "
+                f"{kernel.text}"
+            )
+
+    def _constants(self, options: dict[str, Any]) -> dict[str, float]:
+        """The numbers of the `const` operands: from `options`, or as declared."""
+        found = {}
+        for name, declared in zip(self.kernel.signature.numbers, self.kernel.signature.values):
+            value = options.pop(name, declared)
+            if value is None:
+                raise ArgumentTypeError(f"the const {name} has no value: give {name}=...")
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ArgumentTypeError(f"the const {name} is a number, not {value!r}")
+            found[name] = float(value)
+        return found
+
+    def _initial(self, options: dict[str, Any]) -> dict[str, float]:
+        """The initial values of the `param` operands: from `options`, or as declared."""
+        signature = self.kernel.signature
+        declared = {name: init for name, init in zip(signature.tensors, signature.inits) if init is not None}
+        return {name: float(options.pop(name, init)) for name, init in declared.items()}
+
+    def _register(self, in_channels: int, out_channels: int, groups: int, device: Any, dtype: Any) -> None:
+        """Make the weights, bias and parameters, unfilled."""
+        geometry = Geometry(self.kernel_size, out_channels, self.stride, (), self.dilation, groups)
+        signature = self.kernel.signature
+        if signature.rank > self.rank:
+            raise ArgumentError(
+                f"the formula uses {'dz' if signature.rank == 3 else 'dy'}; {type(self).__name__} lacks it"
+            )
+        for name, role, axes in zip(signature.tensors, signature.roles, signature.axes):
+            if role == "input":
+                continue
+            spelled = self.SPELLED.get(name, name)
+            if hasattr(self, spelled):
+                raise ArgumentError(f"a layer has an attribute called {spelled!r} already; rename it in the formula")
+            shape = operand_shape(axes, in_channels, geometry)
+            self.register_parameter(spelled, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+
+    def _warn_of_dead_gradients(self) -> None:
+        alive = backend_named("torch").compile(self.kernel).has_gradient
+        for name in self.kernel.signature.names("weight"):
+            if name not in alive:
+                warnings.warn(
+                    f"the gradient of {self.kernel.title!r} for {name} is 0 everywhere, so {name} will not learn; "
+                    "print(kernel) shows which function passes none",
+                    SymconvWarning,
+                    stacklevel=4,
+                )
+
+    def _call(self, x: Tensor, out_channels: int, groups: int, inputs: dict[str, Tensor]) -> Tensor:
+        given: dict[str, Any] = {"x": x, **self.constants, **inputs}
+        for name, role in zip(self.kernel.signature.tensors, self.kernel.signature.roles):
+            if role != "input":
+                given[name] = getattr(self, self.SPELLED.get(name, name))
+        return run(
+            self.kernel,
+            self.rank,
+            given,
+            self.kernel_size,
+            out_channels,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups,
+            self.padding_mode,
+            self.padding_value,
+            self.backend,
+        )
+
+    def _options_repr(self, groups: int, padding_mode: str) -> str:
+        text = f"kernel_size={self.kernel_size}, stride={self.stride}"
+        if self.padding != (0,) * self.rank:
+            text += f", padding={self.padding!r}"
+        if self.dilation != (1,) * self.rank:
+            text += f", dilation={self.dilation}"
+        if groups != 1:
+            text += f", groups={groups}"
+        if self.padding_mode != padding_mode:
+            text += f", padding_mode={self.padding_mode!r}"
+        if self.padding_mode == "constant":
+            text += f", padding_value={self.padding_value:g}"
+        return text + "".join(f", {name}={value:g}" for name, value in self.constants.items())
+
+
+class Conv(Layer):
+    """A layer with a weight; see `Conv2d`."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        kernel: KernelLike,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts = 1,
+        padding: str | IntOrInts = 0,
+        dilation: IntOrInts = 1,
+        groups: int = 1,
+        bias: bool | None = None,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        padding_value: float = 0.0,
+        init: Initializer | None = None,
+        backend: str = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            as_kernel(kernel, bias),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            padding_mode,
+            padding_value,
+            backend,
+            options,
+        )
+        check_groups(in_channels, out_channels, groups)
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.init = init if init is not None else self.kernel.init
+        if isinstance(self.init, str) and not hasattr(nn.init, f"{self.init}_"):
+            raise ArgumentError(
+                f"init must be a function or a name of torch.nn.init such as 'zeros', not {self.init!r}"
+            )
+        self._register(in_channels, out_channels, groups, device, dtype)
+        for spelled in self.SPELLED.values():
+            if spelled not in self._parameters:
+                self.register_parameter(spelled, None)
+        self._warn_of_zeros()
+        self._warn_of_dead_gradients()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill weights and bias as `torch.nn.Conv2d` does, or as `init` says; parameters with their initial value."""
+        signature = self.kernel.signature
+        for name, role in zip(signature.tensors, signature.roles):
+            tensor: Any = getattr(self, self.SPELLED.get(name, name), None)
+            if role == "weight":
+                _initializer(self.init)(tensor)
+            elif role == "bias":
+                fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
+                nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+            elif role == "param":
+                nn.init.constant_(tensor, self.initial[name])
+
+    def forward(self, input: Tensor, **inputs: Tensor) -> Tensor:
+        """The output `[N, out_channels, *size]` for an input `[N, in_channels, *image]`, or both without N.
+
+        Other operands declared as `input` go by name.
+        """
+        if isinstance(input, Tensor) and input.dim() in (self.rank + 1, self.rank + 2):
+            channels = input.shape[-self.rank - 1]
+            if channels != self.in_channels:
+                raise ArgumentError(
+                    f"input has {channels} channels (shape {list(input.shape)}), but this layer has "
+                    f"in_channels={self.in_channels}"
+                )
+        return self._call(input, self.out_channels, self.groups, inputs)
+
+    def extra_repr(self) -> str:
+        """The kernel and the arguments, as `torch.nn.Conv2d` shows them."""
+        text = f"{self.kernel.title!r}, {self.in_channels}, {self.out_channels}, "
+        return text + self._options_repr(self.groups, "zeros") + (", bias=False" if self.bias is None else "")
+
+    def _warn_of_zeros(self) -> None:
+        if self.padding_mode != "zeros" or self.padding in ("valid", (0,) * self.rank):
+            return
+        nodes = self.kernel.expr.atoms(WindowNode)
+        names = sorted({BY_NODE[type(node)].name for node in nodes if BY_NODE[type(node)].zeros_matter})
+        if names:
+            warnings.warn(
+                f"padding with zeros enters {', '.join(names)} of {self.kernel.title!r}; padding_mode='ignore' leaves "
+                "taps outside the image out, padding_mode='constant' keeps the zeros without this warning",
+                SymconvWarning,
+                stacklevel=3,
+            )
+
+
+class Pool(Layer):
+    """A layer without a weight, one window per channel; see `Pool2d`."""
+
+    def __init__(
+        self,
+        kernel: KernelLike,
+        kernel_size: IntOrInts,
+        stride: IntOrInts | None = None,
+        padding: str | IntOrInts = 0,
+        dilation: IntOrInts = 1,
+        padding_mode: str = "ignore",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        padding_value: float = 0.0,
+        backend: str = "auto",
+        **options: Any,
+    ) -> None:
+        resolved = as_kernel(kernel)
+        signature = resolved.signature
+        for name, role, axes in zip(signature.tensors, signature.roles, signature.axes):
+            if role in ("weight", "bias") or (role == "param" and set(axes) - {"t"}):
+                raise ArgumentError(
+                    f"the formula names {name}, a {role} per filter or channel, and {type(self).__name__} cannot tell "
+                    f"how many; use Conv{self.rank}d with groups=in_channels"
+                )
+        stride = kernel_size if stride is None else stride
+        super().__init__(
+            resolved, kernel_size, stride, padding, dilation, padding_mode, padding_value, backend, options
+        )
+        self._register(1, 1, 1, device, dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill the parameters with their initial values."""
+        for name, value in self.initial.items():
+            nn.init.constant_(getattr(self, name), value)
+
+    def forward(self, input: Tensor, **inputs: Tensor) -> Tensor:
+        """The output `[N, C, *size]` for an input `[N, C, *image]`, or both without N."""
+        channels = input.shape[-self.rank - 1] if isinstance(input, Tensor) and input.dim() > self.rank else 1
+        return self._call(input, channels, channels, inputs)
+
+    def extra_repr(self) -> str:
+        """The kernel and the arguments."""
+        return f"{self.kernel.title!r}, {self._options_repr(1, 'ignore')}"
+
+
+def _initializer(init: Initializer | None) -> Callable[[Any], Any]:
+    if init is None:
+        return lambda tensor: nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+    return getattr(nn.init, f"{init}_") if isinstance(init, str) else init  # type: ignore[no-any-return]
+
+
+class Conv2d(Conv):
+    """A kernel as a layer, in place of `torch.nn.Conv2d`.
+
+    Args:
+        kernel: a `Kernel`, the text of a formula, or a SymPy expression.  A kernel without `w` has no weight.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, device, dtype: as `torch.nn.Conv2d`.
+        bias: None: the formula decides; True adds `+ b` to one without it, False leaves it out.
+        padding_mode: "zeros", "reflect", "replicate", "circular", "constant" (with `padding_value`) or "ignore": a tap
+            outside the image leaves the reduction.
+        padding_value: for "constant".
+        init: how weights are filled: a name of `torch.nn.init` such as "zeros", or a function of a tensor.  By default
+            what the kernel names, else Kaiming-uniform.
+        backend: "auto" or a backend's name.
+        options: values for the formula's `const`s, initial values for its `param`s.
+
+    Shapes: input `[N, in_channels, H, W]`, weight `[out_channels, in_channels / groups, *kernel_size]`, bias
+    `[out_channels]`, further weights like `weight`, parameters as declared; they appear under their own names.
+
+    Raises:
+        ArgumentError: (a ValueError) a value that is not allowed, by the argument's name.
+        ArgumentTypeError: (a TypeError) a type that is not allowed, or an unknown option.
+        FormulaError: if the kernel is given as a text that is not a formula.
+
+    >>> import torch, symconv as sc
+    >>> layer = sc.Conv2d("sum(w*x) + b", 3, 16, kernel_size=3, padding=1)
+    >>> layer.load_state_dict(torch.nn.Conv2d(3, 16, 3).state_dict())
+    <All keys matched successfully>
+    >>> layer(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 16, 8, 8])
+    """
+
+    rank = 2
+
+
+class Conv1d(Conv):
+    """A kernel as a layer over `[N, in_channels, L]`, in place of `torch.nn.Conv1d`; see `Conv2d`."""
+
+    rank = 1
+
+
+class Conv3d(Conv):
+    """A kernel as a layer over `[N, in_channels, D, H, W]`, in place of `torch.nn.Conv3d`; see `Conv2d`."""
+
+    rank = 3
+
+
+class Pool2d(Pool):
+    """A kernel without a weight over each channel, in place of `torch.nn.MaxPool2d`.
+
+    Args:
+        kernel: a `Kernel`, the text of a formula, or a SymPy expression.
+        kernel_size, stride, padding, dilation: as `torch.nn.MaxPool2d`; `stride` is `kernel_size` by default.
+        padding_mode, padding_value, backend, options: as `Conv2d`; `padding_mode` is "ignore" by default.
+
+    Shapes: input `[N, C, H, W]`, output `[N, C, *size]`.
+
+    >>> import torch, symconv as sc
+    >>> sc.Pool2d("logsumexp(x)", 2)(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 3, 4, 4])
+    """
+
+    rank = 2
+
+
+class Pool1d(Pool):
+    """A kernel without a weight over each channel of `[N, C, L]`, in place of `torch.nn.MaxPool1d`; see `Pool2d`."""
+
+    rank = 1
+
+
+class Pool3d(Pool):
+    """A kernel without a weight over each channel of `[N, C, D, H, W]`, as `torch.nn.MaxPool3d`; see `Pool2d`."""
+
+    rank = 3

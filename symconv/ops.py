@@ -1,0 +1,193 @@
+"""Kernels as PyTorch operators, differentiable as often as their formula is.
+
+In eager mode two autograd functions call the generated code directly: `Convolve`, and `ConvolveBackward`, which is an
+operator with a gradient of its own.  That gradient is the kernel's *tangent*, a formula again (see `derive.tangent`),
+so second derivatives run through generated code like first ones.  Under `torch.compile` the same pair stands as two
+opaque `torch.library` operators whose arguments name the kernel by its formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backends import Compiled, backend
+from .geometry import Geometry
+from .kernel import Kernel, kernel_of
+
+
+class Call(NamedTuple):
+    """One use of a kernel, without its tensors."""
+
+    kernel: Kernel
+    backend: str
+    geometry: Geometry
+    numbers: tuple[float, ...]
+
+    @property
+    def compiled(self) -> Compiled:
+        return backend(self.backend).compile(self.kernel)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.kernel.signature.tensors
+
+
+def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
+    """The output of a kernel for checked tensors, in the order of its signature.
+
+    Shapes: x `[N, in_channels, *image]`, output `[N, out_channels, *size]`.
+    """
+    if torch.compiler.is_compiling():
+        output: Tensor = torch.ops.symconv.convolve(
+            call.kernel.text, call.backend, list(call.numbers), call.geometry.numbers(), list(tensors)
+        )[0]
+        return output
+    result: Tensor = _apply(Convolve, call, [], *tensors)
+    return result
+
+
+class Convolve(torch.autograd.Function):
+    """A kernel's output.  What it keeps for the backward pass is also appended to the list `kept`."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, kept: list[Tensor], *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        output, values = call.compiled.forward(tensors, call.numbers, call.geometry)
+        ctx.call = call
+        ctx.save_for_backward(*tensors, *values)
+        ctx.set_materialize_grads(False)
+        kept.extend(values)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        names = ctx.call.names
+        needs = tuple(name for name, needed in zip(names, ctx.needs_input_grad[2:]) if needed)
+        if grad_output is None or not needs:
+            return (None,) * (2 + len(names))
+        gradients = _apply(ConvolveBackward, ctx.call, needs, grad_output, *ctx.saved_tensors)
+        return None, None, *_in_place(names, needs, gradients)
+
+
+class ConvolveBackward(torch.autograd.Function):
+    """A kernel's gradients for the operands `needs`, from its tensors and what the forward pass kept."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, call: Call, needs: tuple[str, ...], grad_output: Tensor, *tensors_and_kept: Tensor
+    ) -> tuple[Tensor, ...]:
+        tensors, kept = tensors_and_kept[: len(call.names)], tensors_and_kept[len(call.names) :]
+        gradients = call.compiled.backward(grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs))
+        ctx.call, ctx.needs, ctx.kept_count = call, needs, len(kept)
+        ctx.save_for_backward(grad_output, *tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(gradient for gradient in gradients if gradient is not None)
+
+    @staticmethod
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        names, tensors = ctx.call.names, ctx.saved_tensors[1:]
+        moving = {name: along for name, along in zip(ctx.needs, directions) if along is not None}
+        if not moving:
+            return (None,) * (3 + len(names) + ctx.kept_count)
+        tangent, dots = ctx.call.kernel.tangent(tuple(moving))
+        values = dict(zip(names, tensors)) | dict(zip(dots, moving.values()))
+        numbers = dict(zip(ctx.call.kernel.signature.numbers, ctx.call.numbers))
+        call = ctx.call._replace(kernel=tangent, numbers=tuple(numbers[name] for name in tangent.signature.numbers))
+        operands = [values[name] for name in call.names]
+        # <gradients, directions> is the tangent contracted with grad_output: its gradients are the tangent's own.
+        kept: list[Tensor] = []
+        for_grad_output = _apply(Convolve, call, kept, *operands)
+        wanted = (name for name, needed in zip(names, ctx.needs_input_grad[3:]) if needed)
+        needs = tuple(name for name in wanted if name in call.names)
+        gradients = _apply(ConvolveBackward, call, needs, ctx.saved_tensors[0], *operands, *kept) if needs else ()
+        return None, None, for_grad_output, *_in_place(names, needs, gradients), *(None,) * ctx.kept_count
+
+
+def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    return function.apply(*args)  # type: ignore[no-untyped-call]
+
+
+def _in_place(names: Sequence[str], needs: Sequence[str], gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients at the places of their names, None elsewhere."""
+    found = dict(zip(needs, gradients))
+    return tuple(found.get(name) for name in names)
+
+
+# -- The same under torch.compile, where a kernel is named by its formula ------------------------------------------
+
+
+@torch.library.custom_op("symconv::convolve", mutates_args=())
+def _convolve(
+    formula: str, backend: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]
+) -> list[Tensor]:
+    call = Call(kernel_of(formula), backend, Geometry.from_numbers(geometry), tuple(numbers))
+    output, kept = call.compiled.forward(tensors, call.numbers, call.geometry)
+    # The outputs of an operator may not share memory, and a kept value may be the output itself.
+    return [output, *(value.clone() if value.data_ptr() == output.data_ptr() else value for value in kept)]
+
+
+@_convolve.register_fake
+def _(formula: str, backend: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]) -> list[Tensor]:
+    call = Call(kernel_of(formula), backend, Geometry.from_numbers(geometry), tuple(numbers))
+    x = tensors[0]
+    shape = (x.shape[0], call.geometry.out_channels, *call.geometry.output_size(x.shape[2:]))
+    dtypes = {"value": torch.promote_types(x.dtype, torch.float32), "position": torch.int32}
+    return [x.new_empty(shape), *(x.new_empty(shape, dtype=dtypes[kind]) for kind in call.compiled.kept)]
+
+
+@torch.library.custom_op("symconv::convolve_backward", mutates_args=())
+def _convolve_backward(
+    formula: str,
+    backend: str,
+    numbers: list[float],
+    geometry: list[int],
+    needs: str,
+    grad_output: Tensor,
+    tensors: list[Tensor],
+    kept: list[Tensor],
+) -> list[Tensor]:
+    call = Call(kernel_of(formula), backend, Geometry.from_numbers(geometry), tuple(numbers))
+    gradients = call.compiled.backward(
+        grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs.split(","))
+    )
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+@_convolve_backward.register_fake
+def _(
+    formula: str,
+    backend: str,
+    numbers: list[float],
+    geometry: list[int],
+    needs: str,
+    grad_output: Tensor,
+    tensors: list[Tensor],
+    kept: list[Tensor],
+) -> list[Tensor]:
+    names = kernel_of(formula).signature.tensors
+    return [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for name, t in zip(names, tensors)
+        if name in needs.split(",")
+    ]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    *ctx.named, tensors = inputs
+    ctx.count = len(tensors)
+    ctx.tensors_need = [tensor.requires_grad for tensor in tensors]
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
+    tensors, kept = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    names = kernel_of(ctx.named[0]).signature.tensors
+    needs = [name for name, needed in zip(names, ctx.tensors_need) if needed]
+    given = torch.ops.symconv.convolve_backward(*ctx.named, ",".join(needs), gradients[0], list(tensors), list(kept))
+    return None, None, None, None, list(_in_place(names, needs, given))
+
+
+_convolve.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,80 @@
+"""What the printers of generated text share: the order of terms and a refusal of unknown nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy as sp
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
+
+from ..errors import InternalError
+from ..language.symbols import ordered_terms
+
+
+def _is_below(factor: sp.Expr) -> bool:
+    return bool(factor.is_Pow and factor.exp.is_Rational and factor.exp.is_negative)
+
+
+class SourcePrinter(StrPrinter):  # type: ignore[misc]
+    """Prints an expression as source text on one line; the same expression always gives the same text.
+
+    Sums come in the order of `Operand.sort_key` (x, then w, then the rest) and begin with a positive term where there
+    is one; products come in SymPy's canonical order.
+    """
+
+    _default_settings = StrPrinter._default_settings | {"order": "none"}
+
+    def _as_ordered_terms(self, expr: sp.Add, order: Any = None) -> list[sp.Expr]:
+        terms = ordered_terms(expr)
+        positive = next((term for term in terms if not term.could_extract_minus_sign()), terms[0])
+        return [positive, *(term for term in terms if term is not positive)]
+
+    def _print_Mul(self, expr: sp.Mul) -> str:
+        coefficient, rest = expr.as_coeff_Mul()
+        factors = sorted(sp.Mul.make_args(rest), key=lambda factor: factor.is_Add)
+        above = [factor for factor in factors if not _is_below(factor)]
+        below = [sp.Pow(factor.base, -factor.exp) for factor in factors if _is_below(factor)]
+        if coefficient not in (1, -1) and coefficient.is_Rational:
+            numbers_above = [sp.Integer(abs(coefficient.p))] * (abs(coefficient.p) != 1)
+            below = [sp.Integer(coefficient.q)] * (coefficient.q != 1) + below
+        else:
+            numbers_above = [abs(coefficient)] * (coefficient not in (1, -1))
+        # Python reads -(a + b)/c as (-(a + b))/c, and SymPy would multiply that out: brackets keep the product whole.
+        if above and all(factor.is_Add for factor in above) and (numbers_above or coefficient.is_negative):
+            whole = self._quotient(above, below)
+            return ("-" if coefficient.is_negative else "") + "*".join([*map(self._print, numbers_above), f"({whole})"])
+        return ("-" if coefficient.is_negative else "") + self._quotient([*numbers_above, *above], below)
+
+    def _quotient(self, above: list[sp.Expr], below: list[sp.Expr]) -> str:
+        numerator = "*".join(self.parenthesize(factor, PRECEDENCE["Mul"]) for factor in above) or self._print(sp.S.One)
+        if not below:
+            return numerator
+        if len(below) == 1:
+            return f"{numerator}/{self.parenthesize(below[0], PRECEDENCE['Mul'], strict=False)}"
+        return f"{numerator}/({'*'.join(self.parenthesize(factor, PRECEDENCE['Mul']) for factor in below)})"
+
+    def emptyPrinter(self, expr: Any) -> str:
+        raise InternalError(f"{type(self).__name__} cannot print {type(expr).__name__}: {sp.srepr(expr)[:200]}")
+
+    def _print_Symbol(self, expr: sp.Symbol) -> str:
+        return str(expr.name)
+
+    def _print_And(self, expr: sp.And) -> str:
+        return " & ".join(self._condition(part) for part in sorted(expr.args, key=sp.default_sort_key))
+
+    def _print_Or(self, expr: sp.Or) -> str:
+        return " | ".join(self._condition(part) for part in sorted(expr.args, key=sp.default_sort_key))
+
+    def _print_Not(self, expr: sp.Not) -> str:
+        return f"~{self._condition(expr.args[0])}"
+
+    def _print_Relational(self, expr: sp.core.relational.Relational) -> str:
+        left, right = (self.parenthesize(side, PRECEDENCE["Relational"] + 1) for side in (expr.lhs, expr.rhs))
+        return f"{left} {expr.rel_op} {right}"
+
+    def _condition(self, part: sp.Basic) -> str:
+        return f"({self._print(part)})"
+
+    def _print_NegativeInfinity(self, expr: sp.Expr) -> str:
+        return f"-{self._print(sp.oo)}"

@@ -1,0 +1,156 @@
+"""Prints formulas and gradients for people: two-dimensional text and LaTeX."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import sympy as sp
+from sympy.printing.latex import LatexPrinter
+from sympy.printing.pretty.pretty import PrettyPrinter
+from sympy.printing.pretty.stringpict import prettyForm
+
+from ..derive import gradients
+from ..functions import BY_CLASS, FUNCTIONS, kinked, oriented
+from ..language.formula import Formula
+from ..language.symbols import ordered_terms
+from ..reductions import Count, Norm, WindowNode
+
+_LATEX_WINDOW = {
+    "sum": r"\sum_{c,t} ",
+    "prod": r"\prod_{c,t} ",
+    "max": r"\max_{c,t} ",
+    "min": r"\min_{c,t} ",
+    "mean": r"\operatorname*{mean}_{c,t} ",
+    "logsumexp": r"\operatorname*{logsumexp}_{c,t} ",
+    "softmax": r"\operatorname*{softmax}_{c,t} ",
+    "others": r"\prod_{(c',t') \neq (c,t)} ",
+    "first_max": r"\mathbf{1}_{\operatorname{argmax}} ",
+    "first_min": r"\mathbf{1}_{\operatorname{argmin}} ",
+    "others_slope": r"\operatorname{others\_slope} ",
+}
+_PRETTY_WINDOW = {"sum": "∑", "prod": "∏", "others": "∏′"}
+#: What the names that only gradients contain stand for.
+GLOSSARY = {
+    "others": "others(e) is the product of e over the other taps of the window",
+    "others_slope": "others_slope(e, v) is the derivative of others(e) along v",
+    "first_max": "first_max(e) is 1 at the first tap that attains the maximum, 0 elsewhere",
+    "first_min": "first_min(e) is 1 at the first tap that attains the minimum, 0 elsewhere",
+    "softmax": "softmax(e) is exp(e) over its sum in the window",
+    "count": "count() is the number of taps and channels in the window",
+}
+
+
+class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
+    """SymPy's LaTeX with the nodes of a window."""
+
+    def __init__(self) -> None:
+        super().__init__({"order": "none"})
+
+    def _as_ordered_terms(self, expr: sp.Add, order: Any = None) -> list[sp.Expr]:
+        return ordered_terms(expr)
+
+    def _print_Abs(self, expr: sp.Abs, exp: str | None = None) -> str:
+        return str(super()._print_Abs(sp.Abs(oriented(expr.args[0]), evaluate=False), exp))
+
+    def _print_Function(self, expr: sp.Function, exp: str | None = None) -> str:
+        return self._window(expr, exp) if isinstance(expr, WindowNode) else str(super()._print_Function(expr, exp))
+
+    def _window(self, expr: WindowNode, exp: str | None) -> str:
+        if isinstance(expr, Count):
+            body = "N"
+        elif isinstance(expr, Norm):
+            body = rf"\left\lVert {self._print(expr.args[0])} \right\rVert"
+        else:
+            inside = ", ".join(self._print(argument) for argument in expr.args)
+            bare = expr.args[0].is_Symbol or isinstance(expr.args[0], (sp.Abs, sp.Function))
+            body = _LATEX_WINDOW[type(expr).__name__] + (inside if bare else rf"\left({inside}\right)")
+            body = body if exp is None else rf"\left({body}\right)"
+        return body if exp is None else f"{body}^{{{exp}}}"
+
+
+class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
+    """SymPy's two-dimensional text with the nodes of a window."""
+
+    def __init__(self, unicode: bool) -> None:
+        super().__init__({"order": "none", "use_unicode": unicode, "wrap_line": False})
+
+    def _as_ordered_terms(self, expr: sp.Add, order: Any = None) -> list[sp.Expr]:
+        return ordered_terms(expr)
+
+    def _print_Abs(self, expr: sp.Abs) -> prettyForm:
+        return super()._print_Abs(sp.Abs(oriented(expr.args[0]), evaluate=False))
+
+    def _print_Function(self, expr: sp.Function, *args: Any, **kwargs: Any) -> prettyForm:
+        return self._window(expr) if isinstance(expr, WindowNode) else super()._print_Function(expr, *args, **kwargs)
+
+    def _window(self, expr: WindowNode) -> prettyForm:
+        name = type(expr).__name__
+        if not expr.args:
+            return prettyForm("N")
+        symbol = _PRETTY_WINDOW.get(name, name) if self._use_unicode else name
+        form = self._print_seq(expr.args, delimiter=", ")
+        form = prettyForm(*form.parens())
+        return prettyForm(*form.left(symbol), binding=prettyForm.FUNC)
+
+
+def latex_lines(formula: Formula) -> list[str]:
+    """One line of LaTeX for each line of the formula, then for each partial derivative, aligned at `&=`."""
+    printer = MathLatexPrinter()
+    lines = [f"{printer.doprint(sp.Symbol(name))} &= {printer.doprint(expr)}" for name, expr in formula.lines]
+    lines.append(f"y &= {printer.doprint(formula.result)}")
+    for operand, gradient in gradients(formula).items():
+        lines.append(rf"\frac{{\partial y}}{{\partial {printer.doprint(operand)}}} &= {printer.doprint(gradient)}")
+    return lines
+
+
+def pretty(formula: Formula, name: str | None = None) -> str:
+    """The formula and its partial derivatives as two-dimensional text, with notes on names and on kinks."""
+    unicode = _terminal_shows("∑∏∂′")
+    printer = MathPrettyPrinter(unicode)
+    d = "∂" if unicode else "d"
+    derivatives = gradients(formula)
+    parts = [(line, expr) for line, expr in formula.lines] + [("y", formula.result)]
+    parts += [(f"{d}y/{d}{operand.name}", gradient) for operand, gradient in derivatives.items()]
+    width = max(len(label) for label, _ in parts)
+    blocks = [_equation(printer, label.rjust(width), expr) for label, expr in parts]
+    tall = any("\n" in block for block in blocks)
+    head = ([name] if name else []) + [operand.declaration for operand in formula.operands if operand.declaration]
+    text = "\n".join(head + [("\n\n" if tall else "\n").join(blocks)])
+    notes = glossary(derivatives.values()) + kink_notes(formula)
+    if unicode:
+        notes = [note.replace("others(e)", "∏′(e)") for note in notes]
+    return text + "".join(f"\n({note})" for note in notes)
+
+
+def glossary(expressions: Any) -> list[str]:
+    """What the names that only gradients contain stand for, for those that occur."""
+    found = {type(node).__name__ for expr in expressions for node in expr.atoms(WindowNode)}
+    return [meaning for name, meaning in GLOSSARY.items() if name in found]
+
+
+def kink_notes(formula: Formula) -> list[str]:
+    """Which parts of the formula pass no gradient, by rule."""
+    expr = kinked(formula.expr)
+    flat = sorted(
+        record.name
+        for record in FUNCTIONS.values()
+        if record.flat and any(BY_CLASS.get(type(node)) is record for node in sp.preorder_traversal(expr))
+    )
+    if expr.has(sp.core.relational.Relational):
+        flat.append("comparisons")
+    return [f"no gradient passes through {', '.join(flat)}: it is 0 by rule"] if flat else []
+
+
+def _equation(printer: MathPrettyPrinter, label: str, expr: sp.Expr) -> str:
+    form = printer._print(expr)
+    text = str(prettyForm(*form.left(f"{label} = ")))
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _terminal_shows(characters: str) -> bool:
+    try:
+        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

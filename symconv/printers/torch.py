@@ -1,0 +1,53 @@
+"""Prints lowered expressions as PyTorch code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy as sp
+from sympy.printing.precedence import PRECEDENCE
+
+from ..functions import BY_CLASS
+from .common import SourcePrinter
+
+
+class TorchPrinter(SourcePrinter):
+    """Prints lowered SymPy expressions as PyTorch expressions; every symbol is a tensor of one dtype."""
+
+    def _print(self, expr: Any, **kwargs: Any) -> str:
+        if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and expr.is_finite:
+            return repr(float(expr))
+        return str(super()._print(expr, **kwargs))
+
+    def _print_Function(self, expr: sp.Function) -> str:
+        if type(expr) not in BY_CLASS:
+            return self.emptyPrinter(expr)
+        return BY_CLASS[type(expr)].torch.format(*map(self._print, expr.args))
+
+    def _print_Pow(self, expr: sp.Pow, rational: bool = False) -> str:
+        base = self._print(expr.base)
+        spelled = {2: "torch.square({})", sp.Rational(1, 2): "torch.sqrt({})", sp.Rational(-1, 2): "torch.rsqrt({})"}
+        if expr.exp in spelled:
+            return spelled[expr.exp].format(base)
+        atom = self.parenthesize(expr.base, PRECEDENCE["Pow"])
+        if expr.exp.is_Integer:
+            return f"1/{atom}" if expr.exp == -1 else f"{atom}**{expr.exp}"
+        return f"torch.pow({base}, {float(expr.exp)!r})"
+
+    def _print_Piecewise(self, expr: sp.Piecewise) -> str:
+        *cases, (last, _) = expr.args
+        text = self._print(last)
+        for value, condition in reversed(cases):
+            text = f"torch.where({self._print(condition)}, {self._print(value)}, {text})"
+        return text
+
+    def _print_Equality(self, expr: sp.Eq) -> str:
+        return self._print_Relational(expr)
+
+    _print_Unequality = _print_Equality
+
+    def _print_Infinity(self, expr: sp.Expr) -> str:
+        return "torch.inf"
+
+    def _print_Float(self, expr: sp.Float) -> str:
+        return repr(float(expr))

@@ -1,0 +1,77 @@
+"""The one renderer: a strict Jinja2 environment over the templates, and the lookup that finds them."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from .errors import InternalError
+
+
+@functools.cache
+def template_directory() -> Path:
+    """Where the templates are: inside the installed package, or beside it in a checkout or editable install."""
+    package = Path(__file__).resolve().parent
+    for directory in (package / "templates", package.parent / "templates"):
+        if (directory / "include" / "window.py").is_file():
+            return directory
+    raise InternalError(f"no templates beside or inside {package}")
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template_directory()),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    environment.filters["below_cut"] = _below_cut
+    environment.filters["statement"] = _statement
+    return environment
+
+
+def render(template: str, **context: Any) -> str:
+    """Render a template.  A name that the template uses and the context lacks is an error, never an empty string."""
+    return _environment().get_template(template).render(**context)
+
+
+def static_header(name: str) -> str:
+    """The text of a file under `templates/include`."""
+    return (template_directory() / "include" / name).read_text(encoding="utf-8")
+
+
+def _below_cut(text: str) -> str:
+    """The part of a static header that generated files copy: all below the line that says so."""
+    _, _, rest = text.partition("-- cut here")
+    return rest.partition("\n")[2].strip("\n")
+
+
+def _statement(text: str, indent: int, width: int = 118) -> str:
+    """A Python statement, broken over lines inside brackets where it is too long for one."""
+    margin = " " * indent
+    if indent + len(text) <= width:
+        return margin + text
+    head, _, inside = text.partition("(")
+    if not (_is_one_group(inside) and head.isprintable() and "*" not in head):
+        equals = " = " if " = " in text else " "
+        head, _, inside = text.partition(equals)
+        head, inside = head + equals, inside + ")"
+    lines = textwrap.wrap(inside[:-1], width - indent - 4, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([f"{margin}{head}(", *(f"{margin}    {line}" for line in lines), f"{margin})"])
+
+
+def _is_one_group(inside: str) -> bool:
+    """Whether the bracket that was opened before `inside` is closed by its last character."""
+    depth = 1
+    for position, character in enumerate(inside):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return position == len(inside) - 1
+    return False
