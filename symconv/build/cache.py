@@ -1,21 +1,24 @@
 """The cache of generated code: content-addressed, private to its owner, whole at every moment.
 
-An entry is a directory named by its key.  It is built in a private directory and appears by one rename, its manifest
-written last, so that a process that dies or a disk that fills leaves nothing half-made to be found.
+An entry is a directory named by its key.  It is built in a private directory and appears by one rename, so that a
+process that dies or a disk that fills leaves nothing half-made to be found.  Its manifest holds the digest of every
+file; an entry that does not match it is built again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,33 +30,40 @@ from ..errors import BackendError, CacheError
 log = logging.getLogger("symconv")
 
 MANIFEST = "manifest.json"
-#: Seconds to wait for another process that builds the same entry.
-LOCK_TIMEOUT = float(os.environ.get("SYMCONV_LOCK_TIMEOUT", 120))
-#: Bytes; the least recently used entries go when the cache grows beyond.
-MAX_SIZE = int(os.environ.get("SYMCONV_CACHE_SIZE", 512 * 2**20))
+#: Seconds to wait for another process that builds the same entry, unless `$SYMCONV_LOCK_TIMEOUT` says otherwise.
+LOCK_TIMEOUT = 120.0
+#: Bytes, unless `$SYMCONV_CACHE_SIZE` says otherwise; the least recently used entries go when the cache grows beyond.
+MAX_SIZE = 512.0 * 2**20
 #: Seconds after which a private build directory is taken to be left over from a killed process.
 ABANDONED = 3600.0
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: its key, its directory, what it is, its size in bytes and the time of its last use (seconds)."""
+    """One entry: its key, its directory, what it is, its size in bytes and the time of its last use (seconds).
+
+    `files` holds the contents whose digests were checked, so that what is loaded is what was checked, even if another
+    process removes the entry meanwhile.  The entries of a list are not opened and carry none.
+    """
 
     key: str
     path: Path
     description: str
     size: int
     used: float
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def read(self, name: str) -> str:
         """The text of one of its files."""
-        return (self.path / name).read_text(encoding="utf-8")
+        if name not in self.files:
+            raise CacheError(f"the cache entry {self.path} holds no {name}; run `symconv cache clear`")
+        return self.files[name].decode()
 
 
 def cache_directory() -> Path:
     """`$SYMCONV_CACHE_DIR`, or the user's cache directory."""
     configured = os.environ.get("SYMCONV_CACHE_DIR")
-    return Path(configured) if configured else Path(platformdirs.user_cache_dir("symconv"))
+    return Path(os.path.expanduser(configured) if configured else platformdirs.user_cache_dir("symconv"))
 
 
 class Cache:
@@ -77,163 +87,250 @@ class Cache:
 
         Raises:
             CacheError: if the directory is not ours alone, or cannot be written, or another process holds the lock.
-            BackendError: if the entry is missing and `SYMCONV_DISABLE_JIT` forbids to build it.
+            BackendError: if there is no entry to be had and `SYMCONV_DISABLE_JIT` forbids to build one.
         """
-        start = time.perf_counter()
+        try:
+            with _as_cache_error(self.root):
+                return self._get(key, build, description)
+        except CacheError as error:
+            if _building_is_forbidden():  # the caller must not take an unusable cache as leave to build without one
+                raise BackendError(f"{error}; SYMCONV_DISABLE_JIT forbids to build {description}") from error
+            raise
+
+    def find(self, key: str) -> Entry | None:
+        """The entry for `key` if it is there, ours and whole; its time of last use becomes now."""
+        entry = self._load(self._entries / key, key)
+        if entry is not None:
+            with contextlib.suppress(OSError):
+                os.utime(entry.path / MANIFEST)
+        return entry
+
+    def entries(self) -> list[Entry]:
+        """All entries, the most recently used first; those that will be built again are described as damaged."""
+        with _as_cache_error(self.root):
+            return [self._listed(*measured) for measured in self._measured()]
+
+    def prune(self, max_size: float, keep: str = "") -> list[Entry]:
+        """Remove the least recently used entries until `max_size` bytes are left; also what killed builds left."""
         with _as_cache_error(self.root):
             self.check_owner()
-            entry = self.find(key)
-            if entry is not None:
-                log.info("%s: loaded from cache in %.0f ms", description, 1e3 * (time.perf_counter() - start))
-                return entry
-            if os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0"):
+            self._sweep()
+            removed, total = [], 0
+            for used, size, path in self._measured():
+                total += size
+                if total > max_size and path.name != keep:
+                    removed.append(self._listed(used, size, path))
+                    self._remove(path)
+            return removed
+
+    def clear(self) -> int:
+        """Remove every entry, whole or not; the number of entries removed."""
+        with _as_cache_error(self.root):
+            self.check_owner()
+            self._sweep()
+            paths = list(_children(self._entries))
+            for path in paths:
+                self._remove(path)
+            return len(paths)
+
+    def check_owner(self) -> None:
+        """Refuse a directory that somebody else owns or may write to: what it holds is executed."""
+        with _as_cache_error(self.root):
+            for path in (self.root, self._entries, self._locks, self._private):
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.lstat()
+                    if stat.S_ISLNK(status.st_mode) and path == self.root:
+                        if hasattr(os, "geteuid") and status.st_uid not in (0, os.geteuid()):
+                            raise CacheError(f"the cache {path} is a symbolic link of user {status.st_uid}, not yours")
+                        status = path.stat()
+                    _check_ours(path, status)
+
+    # -- Parts ---------------------------------------------------------------------------------------------------
+
+    def _get(self, key: str, build: Callable[[Path], None], description: str) -> Entry:
+        start = time.perf_counter()
+        self.check_owner()
+        entry, built = self.find(key), False
+        if entry is None:
+            if _building_is_forbidden():
                 raise BackendError(
                     f"{description} is not in the cache {self.root} and SYMCONV_DISABLE_JIT forbids to build it; "
                     "run the same layer once with it unset"
                 )
+            max_size = _setting("SYMCONV_CACHE_SIZE", MAX_SIZE)
             self._make_directories()
             with self._lock(key):
-                entry = self.find(key) or self._build(key, build, description)
-            log.info("%s: built in %.2f s", description, time.perf_counter() - start)
-            self.prune(MAX_SIZE, keep=key)
+                entry = self.find(key)
+                if entry is None:
+                    entry, built = self._build(key, build, description), True
+        seconds = time.perf_counter() - start
+        if not built:
+            log.info("%s: loaded from cache in %.1f ms", description, 1e3 * seconds)
             return entry
-
-    def find(self, key: str) -> Entry | None:
-        """The entry for `key` if it is there and whole; its time of last use becomes now."""
-        path = self._entries / key
-        manifest = self._manifest(path)
-        if manifest is None:
-            return None
-        with contextlib.suppress(OSError):
-            os.utime(path / MANIFEST)
-        return self._entry(path, manifest)
-
-    def entries(self) -> Iterator[Entry]:
-        """All whole entries, the most recently used first."""
-        found = []
-        for path in self._entries.iterdir() if self._entries.is_dir() else ():
-            manifest = self._manifest(path)
-            if manifest is not None:
-                found.append(self._entry(path, manifest))
-        yield from sorted(found, key=lambda entry: entry.used, reverse=True)
-
-    def prune(self, max_size: int, keep: str = "") -> list[Entry]:
-        """Remove the least recently used entries until `max_size` bytes are left; also what killed builds left."""
-        now = time.time()
-        for left in self._private.iterdir() if self._private.is_dir() else ():
-            with contextlib.suppress(OSError):
-                if now - left.stat().st_mtime > ABANDONED:
-                    shutil.rmtree(left)
-        removed, total = [], 0
-        for entry in self.entries():
-            total += entry.size
-            if total > max_size and entry.key != keep:
-                self._remove(entry.path)
-                removed.append(entry)
-        return removed
-
-    def clear(self) -> int:
-        """Remove every entry, whole or not; the number of entries removed."""
-        paths = list(self._entries.iterdir()) if self._entries.is_dir() else []
-        for path in paths:
-            self._remove(path)
-        return len(paths)
-
-    def check_owner(self) -> None:
-        """Refuse a directory that somebody else owns or may write to: what it holds is executed."""
-        if not self.root.exists() or not hasattr(os, "geteuid"):
-            return
-        for path in (self.root, self._entries):
-            if not path.exists():
-                continue
-            status = path.stat()
-            if status.st_uid != os.geteuid():
-                raise CacheError(
-                    f"the cache {path} belongs to user {status.st_uid}, not to you ({os.geteuid()}); "
-                    "set SYMCONV_CACHE_DIR to a directory of your own"
-                )
-            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise CacheError(f"the cache {path} can be written by others; run chmod go-w {path}")
-
-    # -- Parts ---------------------------------------------------------------------------------------------------
+        log.info("%s: built in %.2f s", description, seconds)
+        with contextlib.suppress(CacheError):  # the entry is built, whatever else is wrong with the directory
+            self.prune(max_size, keep=key)
+        return entry
 
     def _make_directories(self) -> None:
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.check_owner()
-        for directory in (self._entries, self._locks, self._private):
+        # The parents too are made private, whatever the umask: who may write there can put another cache in place.
+        for directory in (*reversed(self.root.parents), self.root, self._entries, self._locks, self._private):
             directory.mkdir(mode=0o700, exist_ok=True)
+        self.check_owner()
 
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
-        path = self._locks / f"{key}.lock"
-        lock = filelock.FileLock(path, timeout=LOCK_TIMEOUT)  # the kernel releases it when its holder dies
+        """Spare two processes the same work.  Correctness rests on the renames, not on the lock."""
+        path = self._locks / f"{key[:2]}.lock"  # a few hundred names, or every kernel ever built would leave a file
+        timeout = _setting("SYMCONV_LOCK_TIMEOUT", LOCK_TIMEOUT)
+        lock = filelock.FileLock(path, timeout=timeout, mode=0o600)  # the system releases it when its holder dies
         try:
             lock.acquire()
         except filelock.Timeout:
             raise CacheError(
-                f"waited {LOCK_TIMEOUT:.0f} s for the lock {path}; another process is building the same kernel, "
-                "or hangs while it does"
+                f"waited {timeout:g} s for the lock {path}; another process is building, or hangs while it does; "
+                "end it, or set SYMCONV_LOCK_TIMEOUT to wait longer"
             ) from None
+        except NotImplementedError as error:
+            raise CacheError(
+                f"the file system of the cache {self.root} has no locks; set SYMCONV_CACHE_DIR to a local directory"
+            ) from error
         try:
             yield
         finally:
             lock.release()
 
     def _build(self, key: str, build: Callable[[Path], None], description: str) -> Entry:
-        private = Path(tempfile.mkdtemp(dir=self._private))
+        private, target = Path(tempfile.mkdtemp(dir=self._private)), self._entries / key
         try:
             build(private)
-            files = {path.name: _digest(path) for path in sorted(private.iterdir())}
+            files = {path.name: _digest(path.read_bytes()) for path in sorted(private.iterdir())}
             manifest = {"key": key, "description": description, "files": files}
-            _write_synced(private / MANIFEST, json.dumps(manifest, indent=1))
-            target = self._entries / key
-            self._remove(target)  # a damaged entry, if any: find() refused it
-            os.replace(private, target)
+            (private / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for path in private.iterdir():
+                path.chmod(0o600)  # whatever the umask: a file that others may write is refused
+            entry = self._load(private, key)
+            if entry is None:
+                raise CacheError(f"what was written to {private} does not read back; is the disk full?")
+            try:
+                self._remove(target)  # a damaged entry, if any: find() refused it
+                os.replace(private, target)
+            except OSError:
+                if self.find(key) is None:  # where locks do not reach, across machines, another one may be first
+                    raise
         finally:
             shutil.rmtree(private, ignore_errors=True)
-        found = self.find(key)
-        if found is None:
-            raise CacheError(
-                f"the entry {self._entries / key} was damaged as soon as it was written; is the disk full?"
-            )
-        return found
+        return dataclasses.replace(entry, path=target)
 
-    def _manifest(self, path: Path) -> dict[str, str] | None:
-        """The manifest of an entry that is ours and whole, else None."""
+    def _load(self, path: Path, key: str) -> Entry | None:
+        """The entry for `key` in the directory `path`, with its files, if all of it is ours and whole."""
         try:
-            if hasattr(os, "geteuid") and path.lstat().st_uid != os.geteuid():
+            _check_ours(path, path.lstat())
+            content = _read_own(path / MANIFEST)
+            manifest = json.loads(content)
+            if manifest["key"] != key:
                 return None
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            whole = manifest["key"] == path.name and all(
-                _digest(path / name) == digest for name, digest in manifest["files"].items()
-            )
-            return {"description": str(manifest["description"])} if whole else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            files: dict[str, bytes] = {}
+            for name, digest in manifest["files"].items():
+                if os.path.basename(name) != name:  # a path would lead out of the entry
+                    return None
+                files[name] = _read_own(path / name)
+                if _digest(files[name]) != digest:
+                    return None
+            size = len(content) + sum(map(len, files.values()))
+            return Entry(key, path, str(manifest["description"]), size, time.time(), files)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
 
-    def _entry(self, path: Path, manifest: dict[str, str]) -> Entry:
-        size = sum(file.stat().st_size for file in path.iterdir())
-        return Entry(path.name, path, manifest["description"], size, (path / MANIFEST).stat().st_mtime)
+    def _measured(self) -> list[tuple[float, int, Path]]:
+        """The time of last use, the size and the directory of every entry, the most recently used first."""
+        found = []
+        for path in _children(self._entries):
+            with contextlib.suppress(OSError):  # removed by another process, or not a directory
+                status = {file.name: file.lstat() for file in path.iterdir()}
+                used = status[MANIFEST] if MANIFEST in status else path.lstat()
+                found.append((used.st_mtime, sum(each.st_size for each in status.values()), path))
+        return sorted(found, reverse=True)
+
+    def _listed(self, used: float, size: int, path: Path) -> Entry:
+        try:
+            description = str(json.loads(_read_own(path / MANIFEST))["description"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            description = "damaged"
+        return Entry(path.name, path, description, size, used)
+
+    def _sweep(self) -> None:
+        """Delete what killed processes left in the private directory."""
+        for left in _children(self._private):
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > ABANDONED:
+                    _delete(left)
 
     def _remove(self, path: Path) -> None:
         """Rename away, then delete: a reader sees the whole entry or none."""
-        if not path.exists():
-            return
-        grave = Path(tempfile.mkdtemp(dir=self._private))
+        grave = self._private / secrets.token_hex(8)
         with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+            self._private.mkdir(mode=0o700, exist_ok=True)
             os.replace(path, grave)
-        shutil.rmtree(grave, ignore_errors=True)
+            _delete(grave)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _building_is_forbidden() -> bool:
+    return os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0")
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _setting(name: str, default: float) -> float:
+    """A number from the environment; read when it is needed, so that a wrong one does not break the import."""
+    text = os.environ.get(name, "")
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:  # this way around, NaN is refused too
+        raise CacheError(f"{name} must be a number from 0 on, not {text!r}")
+    return value
+
+
+def _check_ours(path: Path, status: os.stat_result) -> None:
+    if not hasattr(os, "geteuid"):
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise CacheError(f"{path} in the cache is a symbolic link; remove it")
+    if status.st_uid != os.geteuid():
+        raise CacheError(
+            f"the cache {path} belongs to user {status.st_uid}, not to you ({os.geteuid()}); "
+            "set SYMCONV_CACHE_DIR to a directory of your own"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CacheError(f"the cache {path} can be written by others; run chmod go-w {path}")
+
+
+def _read_own(path: Path) -> bytes:
+    """The content of a file that is ours alone.  The open file is checked: nobody can swap it after that."""
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not through a link, not waiting on a pipe
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        status = os.fstat(file.fileno())
+        _check_ours(path, status)
+        if not stat.S_ISREG(status.st_mode):
+            raise CacheError(f"{path} in the cache is not a regular file")
+        return file.read()
+
+
+def _children(directory: Path) -> Iterator[Path]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        yield from directory.iterdir()
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ def content_key(fields: Mapping[str, str | bytes]) -> str:
     >>> content_key({"a": "bc"}) == content_key({"ab": "c"})
     False
     """
-    digest = hashlib.sha256()
-    for label, value in sorted({"format": str(FORMAT), **fields}.items()):
+    digest = hashlib.sha256(FORMAT.to_bytes(8, "little"))
+    for label, value in sorted(fields.items()):
         if not isinstance(value, (str, bytes)):
             raise TypeError(
                 f"the key field {label!r} is a {type(value).__name__}; only str and bytes have one spelling"
@@ -40,9 +40,4 @@ def generator_fields() -> Mapping[str, str | bytes]:
         for path in sorted(path for path in root.rglob(pattern) if path.is_file() and path.suffix != ".pyc"):
             content = path.read_bytes()
             digest.update(f"{path.relative_to(root)}:{len(content)}:".encode() + content)
-    return {
-        "generator": digest.digest(),
-        "sympy": version("sympy"),
-        "jinja2": version("jinja2"),
-        "torch": version("torch"),
-    }
+    return {"generator": digest.digest(), **{name: version(name) for name in ("sympy", "mpmath", "jinja2", "torch")}}

@@ -1,0 +1,256 @@
+"""The command line: `symconv`, also `python -m symconv`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import rich.box
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+
+from .errors import SymconvError
+from .version import __version__
+
+_FORMULA = "FORMULA is text such as 'prod(tan(x + w))'; '-' reads it from standard input."
+
+
+class _Group(click.Group):
+    """Prints our own errors as messages, not as tracebacks."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SymconvError as error:
+            raise _Refused(str(error)) from error
+
+
+class _FormulaCommand(click.Command):
+    """A command whose formula may begin with a minus sign without being taken for an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        formulas = [arg for arg in args if arg.startswith("-") and "(" in arg]
+        if formulas and "--" not in args:
+            args = [arg for arg in args if arg not in formulas] + ["--", *formulas]
+        return super().parse_args(ctx, args)
+
+
+class _Refused(click.ClickException):
+    def show(self, file: Any = None) -> None:
+        console = Console(stderr=True, highlight=False)
+        console.print("[bold red]error:[/]", end=" ")
+        console.print(self.message, markup=False, soft_wrap=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="symconv")
+def main() -> None:
+    """Write a convolution as a formula; inspect its gradients, check it, train it.
+
+    \b
+    symconv show 'prod(tan(x + w))'              formula, gradients, operation counts, code
+    symconv check 'logsumexp(x + w)'             verify values and gradients numerically
+    symconv generate '-sum(abs(x - w))' -o l.py  one file with a layer that imports only torch
+    symconv demo                                 train three formulas on handwritten digits
+    """
+
+
+def _formula_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.argument("formula")(command)
+
+
+def _kernel(formula: str, name: str | None = None) -> Any:
+    from .kernel import Kernel
+
+    return Kernel(sys.stdin.read() if formula == "-" else formula, name=name)
+
+
+@main.command(cls=_FormulaCommand, epilog=_FORMULA)
+@_formula_argument
+@click.option("--backend", default="torch", show_default=True, help="Whose code to show.")
+@click.option("--code/--no-code", default=True, show_default=True, help="Show the generated code.")
+@click.option("--latex", is_flag=True, help="Print the mathematics as LaTeX, and nothing else.")
+def show(formula: str, backend: str, code: bool, latex: bool) -> None:
+    """Show a formula, its gradients, its operation counts and its code."""
+    kernel = _kernel(formula)
+    if latex:
+        click.echo(kernel.latex())
+        return
+    from .backends.torch_source import operations
+    from .lower import lower
+
+    console = Console(highlight=False, soft_wrap=True)
+    schedule = lower(kernel.formula)
+    console.print(str(kernel), markup=False)
+    console.print()
+    table = Table(box=rich.box.SIMPLE_HEAD, title="operations at each tap", title_justify="left")
+    table.add_column("operation")
+    forward, backward = operations(schedule.forward), operations(schedule.backward)
+    for column, sweeps in (("forward", schedule.forward), ("backward", schedule.backward)):
+        table.add_column(f"{column} ({len(sweeps)} sweep{'s' * (len(sweeps) != 1)})", justify="right")
+    for name in sorted({*forward, *backward}):
+        table.add_row(name, str(forward[name]), str(backward[name]))
+    console.print(table)
+    if code:
+        source = kernel.source(backend)
+        if console.is_terminal:
+            console.print(Syntax(source, "python", theme="ansi_dark", background_color="default"))
+        else:
+            click.echo(source)
+
+
+@main.command(cls=_FormulaCommand, epilog=_FORMULA)
+@_formula_argument
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to; else standard output.")
+@click.option("--name", default="Layer", show_default=True, help="Name of the class.")
+@click.option("--dims", default=2, show_default=True, type=click.IntRange(1, 3), help="Axes of the image.")
+@click.option("--force", is_flag=True, help="Overwrite the output file.")
+def generate(formula: str, output: Path | None, name: str, dims: int, force: bool) -> None:
+    """Write one standalone file with a layer that imports only torch."""
+    from .eject import standalone
+
+    source = standalone(_kernel(formula), name, dims)
+    if output is None:
+        click.echo(source, nl=False)
+        return
+    if output.exists() and not force:
+        raise click.UsageError(f"{output} exists; give --force to overwrite it")
+    try:
+        output.write_text(source, encoding="utf-8")
+    except OSError as error:
+        raise click.FileError(str(output), error.strerror or str(error)) from error
+    click.echo(f"wrote {output}: class {name}, {len(source.splitlines())} lines, imports only torch")
+
+
+@main.command(cls=_FormulaCommand, epilog=_FORMULA)
+@_formula_argument
+@click.option("--seed", default=0, show_default=True, help="Of the random operands.")
+def check(formula: str, seed: int) -> None:
+    """Verify a formula's values and gradients numerically, in float64."""
+    report = _kernel(formula).check(seed)
+    click.echo(str(report))
+    if not report.ok:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("symconv-demo.png"),
+    show_default=True,
+    help="The picture.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Fewer or more passes over the digits.")
+@click.option("--seed", default=0, show_default=True, help="Of weights and batches.")
+def demo(output: Path, epochs: int | None, seed: int) -> None:
+    """Train three formulas and a convolution on handwritten digits, and draw them."""
+    from .demo import demo as run
+
+    run(output, epochs, seed)
+
+
+@main.command()
+def doctor() -> None:
+    """Say which versions are here, which backends run, and where the cache is."""
+    import torch
+
+    from .backends import backends
+    from .build.cache import Cache
+
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name in ("symconv", "torch", "sympy", "jinja2", "numpy"):
+        try:
+            table.add_row(name, version(name))
+        except PackageNotFoundError:
+            table.add_row(name, "not installed")
+    table.add_row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    table.add_row("threads", str(torch.get_num_threads()))
+    cuda = f"{torch.cuda.device_count()} device(s)" if torch.cuda.is_available() else "none"
+    table.add_row("cuda", cuda)
+    for each in backends().values():
+        reason = each.unavailable()
+        table.add_row(f"backend {each.name}", "[green]runs[/]" if reason is None else f"[red]unavailable[/]: {reason}")
+    cache = Cache()
+    try:
+        cache.check_owner()
+        entries = list(cache.entries())
+        table.add_row("cache", f"{cache.root} ({len(entries)} entries, {_bytes(sum(e.size for e in entries))})")
+    except SymconvError as error:
+        table.add_row("cache", f"[red]unusable[/]: {error}")
+    if os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0"):
+        table.add_row("SYMCONV_DISABLE_JIT", "set: kernels that are not in the cache are refused")
+    console.print(table)
+
+
+@main.group()
+def cache() -> None:
+    """Look into the cache of generated code, or empty it."""
+
+
+@cache.command("path")
+def cache_path() -> None:
+    """Print the directory."""
+    from .build.cache import cache_directory
+
+    click.echo(cache_directory())
+
+
+@cache.command("info")
+def cache_info() -> None:
+    """Print the directory, the number of entries and their size."""
+    from .build.cache import Cache
+
+    entries = list(Cache().entries())
+    click.echo(f"{Cache().root}\n{len(entries)} entries, {_bytes(sum(entry.size for entry in entries))}")
+
+
+@cache.command("list")
+def cache_list() -> None:
+    """List the entries, the most recently used first."""
+    from .build.cache import Cache
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("key", "kernel", "size", "last used"):
+        table.add_column(column, no_wrap=column != "kernel")
+    for entry in Cache().entries():
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        table.add_row(entry.key[:12], entry.description, _bytes(entry.size), used)
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+
+
+@cache.command("prune")
+@click.option("--size", default=0.0, help="Keep the most recently used entries up to so many MiB.", show_default=True)
+def cache_prune(size: float) -> None:
+    """Remove the least recently used entries."""
+    from .build.cache import Cache
+
+    removed = Cache().prune(int(size * 2**20))
+    click.echo(f"removed {len(removed)} entries, {_bytes(sum(entry.size for entry in removed))}")
+
+
+@cache.command("clear")
+@click.confirmation_option(prompt="Remove every entry of the cache?")
+def cache_clear() -> None:
+    """Remove every entry."""
+    from .build.cache import Cache
+
+    click.echo(f"removed {Cache().clear()} entries")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,79 @@
+"""Standalone files: a layer that needs only torch."""
+
+from __future__ import annotations
+
+import keyword
+from typing import Any
+
+from .backends.torch_source import torch_source
+from .errors import ArgumentError
+from .kernel import Kernel
+from .lower import lower
+from .nn import Layer
+
+_SIZES = {"o": "out_channels", "c": "in_channels // groups", "t": "*self.kernel_size"}
+_FILLS = {
+    "weight": "torch.nn.init.kaiming_uniform_({}, a=math.sqrt(5))",
+    "bias": "torch.nn.init.uniform_({0}, -1, 1).data.div_(math.sqrt(self.in_channels // self.groups * "
+    "math.prod(self.kernel_size)))",
+    "param": "torch.nn.init.constant_({{}}, {init!r})",
+}
+
+
+def standalone(kernel: Kernel, name: str = "Layer", rank: int = 2) -> str:
+    """The text of one Python file with an `nn.Module` that computes a kernel and imports only torch.
+
+    A kernel without weights becomes a pooling layer, any other a convolution layer; its state_dict has the keys of
+    the symconv layer.
+
+    Args:
+        kernel: the kernel; each `const` needs a value.
+        name: of the class.
+        rank: 1, 2 or 3 axes of the image.
+
+    Raises:
+        ArgumentError: for a name that is not one, or a rank that the formula does not allow.
+    """
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ArgumentError(f"the class name must be an identifier, not {name!r}")
+    signature = kernel.signature
+    if rank not in (1, 2, 3) or rank < signature.rank:
+        raise ArgumentError(
+            f"the layer has 1, 2 or 3 axes and this formula needs at least {signature.rank}, not {rank}"
+        )
+    for number, value in zip(signature.numbers, signature.values):
+        if value is None:
+            raise ArgumentError(f"the const {number} has no value: write {number}: const = ... in the formula")
+    learned, operands = [], []
+    for operand, role, axes, init in zip(signature.tensors, signature.roles, signature.axes, signature.inits):
+        attribute = Layer.SPELLED.get(operand, operand)
+        operands.append(operand if role == "input" else f"self.{attribute}")
+        if role != "input":
+            shape = "".join(f"{_SIZES[axis]}, " for axis in axes).removesuffix(" ")
+            fill = kernel_fill(kernel) if role == "weight" else _FILLS[role].format("{}", init=init)
+            learned.append((attribute, f"({shape})", fill))
+    layer: dict[str, Any] = {
+        "name": name,
+        "rank": rank,
+        "pool": not any(
+            {"o", "c"} & set(axes) for axes, role in zip(signature.axes, signature.roles) if role != "input"
+        ),
+        "constants": list(zip(signature.numbers, signature.values)),
+        "inputs": signature.names("input"),
+        "learned": learned,
+        "operands": operands,
+    }
+    return torch_source(kernel, lower(kernel.formula), "torch/module.py.jinja", layer=layer)
+
+
+def kernel_fill(kernel: Kernel) -> str:
+    """How the standalone layer fills a weight: as the kernel names, else Kaiming-uniform.
+
+    Raises:
+        ArgumentError: for an initialiser that is a function: its text is not ours to write.
+    """
+    if kernel.init is None:
+        return _FILLS["weight"]
+    if not isinstance(kernel.init, str):
+        raise ArgumentError("a standalone file needs an initialiser by name, such as init='zeros', not a function")
+    return f"torch.nn.init.{kernel.init}_({{}})"
