@@ -129,7 +129,7 @@ def _compare(
 ) -> list[Row] | None:
     signature = kernel.signature
     numbers = tuple(float(given[name]) for name in signature.numbers)
-    call = Call(kernel, "torch", geometry, numbers)
+    call = Call(kernel.text, "torch", geometry, numbers)
     tensors = [torch.as_tensor(given[name]).requires_grad_() for name in signature.tensors]
     output = convolve(call, tensors)
     expected = reference(kernel, given, geometry)

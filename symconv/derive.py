@@ -184,7 +184,8 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
             along = zip(record.adjoint(node, sp.S.One), map(dot, node.args))
             dots[symbol] = chain.sum_over_taps(sp.Add(*(slope * motion for slope, motion in along)))
         else:
-            dots[symbol] = record.adjoint(node, dot(node.args[0]))[0]
+            motion = dot(node.args[0])
+            dots[symbol] = record.adjoint(node, motion)[0] if motion != 0 else sp.S.Zero
     expr = native(tidy(chain.whole(dot(chain.result))))
     operands = [operand for operand in (*formula.operands, *directions.values()) if operand in expr.free_symbols]
     return Formula((), expr, in_order(operands))

@@ -28,8 +28,12 @@ def as_kernel(kernel: KernelLike, bias: bool | None = None) -> Kernel:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # SymPy is not for torch.compile to trace
-def _resolved(kernel: KernelLike, bias: bool | None) -> Kernel:
-    return as_kernel(kernel, bias)
+def _signature_fields(kernel: KernelLike, bias: bool | None) -> tuple[Any, ...]:
+    return tuple(as_kernel(kernel, bias).signature)
+
+
+def _signature(kernel: KernelLike, bias: bool | None) -> Signature:
+    return Signature(*_signature_fields(kernel, bias))
 
 
 def _conv(
@@ -50,11 +54,12 @@ def _conv(
     out_channels: int | None = None,
     **operands: Any,
 ) -> Tensor:
-    resolved = _resolved(kernel, True if bias is not None else None)
+    signature = _signature(kernel, True if bias is not None else None)
     given = {"x": input, "w": weight, "b": bias, **operands}
     given = {name: value for name, value in given.items() if value is not None}
     check_input("input", input, rank)
-    weights = [given[name] for name in resolved.signature.names("weight") if name in given]
+    check_names(signature, given)
+    weights = [given[name] for name in signature.names("weight") if name in given]
     if weights and weights[0].dim() == rank + 2:
         kernel_size = weights[0].shape[2:] if kernel_size is None else kernel_size
         out_channels = weights[0].shape[0] if out_channels is None else out_channels
@@ -62,7 +67,7 @@ def _conv(
         missing = "kernel_size" if kernel_size is None else "out_channels"
         raise ArgumentTypeError(f"{missing} is needed: there is no weight of {rank + 2} dimensions to tell it")
     return run(
-        resolved,
+        signature,
         rank,
         given,
         per_axis(tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1),
@@ -91,9 +96,9 @@ def _pool(
     backend: str = "auto",
     **operands: Any,
 ) -> Tensor:
-    resolved = _resolved(kernel, None)
+    signature = _signature(kernel, None)
     for role in ("weight", "bias"):
-        for name in resolved.signature.names(role):
+        for name in signature.names(role):
             raise ArgumentError(
                 f"the formula names {name}, and pool{rank}d has no {role}; use conv{rank}d with groups=in_channels"
             )
@@ -102,7 +107,7 @@ def _pool(
     kernel_size = per_axis(kernel_size, rank, "kernel_size", 1)
     stride = kernel_size if stride is None else stride
     return run(
-        resolved,
+        signature,
         rank,
         {"x": input, **operands},
         kernel_size,
@@ -118,7 +123,7 @@ def _pool(
 
 
 def run(
-    kernel: Kernel,
+    signature: Signature,
     rank: int,
     given: Mapping[str, Any],
     kernel_size: tuple[int, ...],
@@ -134,13 +139,14 @@ def run(
     """Check everything, pad, and call the operator.
 
     Args:
-        kernel: the kernel.
+        signature: the kernel's.
         rank: 1, 2 or 3 axes of the image.
         given: the operands by name; `x` is the input.
         kernel_size, out_channels, stride, padding, dilation, groups, padding_mode, padding_value: as `Conv2d`.
         backend: a backend's name or "auto".
     """
-    signature, x = kernel.signature, given["x"]
+    x = given["x"]
+    check_names(signature, given)
     if signature.rank > rank:
         raise ArgumentError(f"the formula uses {'dz' if signature.rank == 3 else 'dy'}, an axis that conv{rank}d lacks")
     check_padding_mode(padding_mode)
@@ -158,7 +164,7 @@ def run(
         if role == "input":
             image = tensors[index] if batched else tensors[index].unsqueeze(0)
             tensors[index] = image if padding_mode == "ignore" else pad(image, pairs, padding_mode, padding_value)
-    output = convolve(Call(kernel, choose(backend, x), geometry, numbers), tensors)
+    output = convolve(Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers), tensors)
     return output if batched else output.squeeze(0)
 
 
@@ -166,13 +172,6 @@ def collect(
     signature: Signature, given: Mapping[str, Any], in_channels: int, geometry: Geometry
 ) -> tuple[list[Tensor], tuple[float, ...]]:
     """The tensors and numbers of a call in the order of the signature, each checked."""
-    known = {*signature.tensors, *signature.numbers}
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"its operands are {', '.join(sorted(known))}"
-            spelled = {"w": "weight", "b": "bias"}.get(name, name)
-            raise ArgumentTypeError(f"{spelled} was given, but the formula has no {name}; {hint}")
     x = given["x"]
     tensors: list[Tensor] = []
     for name, role, axes, init in zip(signature.tensors, signature.roles, signature.axes, signature.inits):
@@ -261,6 +260,17 @@ def check_other_input(name: str, value: Tensor, x: Tensor, rank: int) -> None:
             f"{name} has shape {list(value.shape)} and input {list(x.shape)}; they must be the same, or {name} have "
             "1 channel"
         )
+
+
+def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
+    """Refuse an operand that the formula does not name."""
+    known = (*signature.tensors, *signature.numbers)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"its operands are {', '.join(known)}"
+            spelled = {"w": "weight", "b": "bias"}.get(name, name)
+            raise ArgumentTypeError(f"{spelled} was given, but the formula has no {name}; {hint}")
 
 
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:

@@ -99,11 +99,11 @@ def case(condition: Any, value: Any, otherwise: Any = 0) -> sp.Expr:
 # -- Classes of our own.  Those called as a function of SymPy are its kinked twin. ---------------------------------
 
 sign = pointwise("sign", none)
-absolute = pointwise("Abs", lambda z: (sign(z),))
+absolute = pointwise("abs", lambda z: (sign(z),))
 floor = pointwise("floor", none)
-ceil = pointwise("ceiling", none)
+ceil = pointwise("ceil", none)
 round_ = pointwise("round", none)
-heaviside = pointwise("Heaviside", none)
+heaviside = pointwise("heaviside", none)
 #: 1 where a > b, 1/2 at a tie, else 0: the share of max(a, b)'s gradient that belongs to a.
 share = pointwise("share", none)
 maximum = pointwise("maximum", lambda a, b: (share(a, b), share(b, a)))
@@ -219,7 +219,7 @@ _RECORDS = (
         lambda z: sp.Heaviside(z, sp.Rational(1, 2)),
         heaviside,
         "share({0}, torch.zeros_like({0}))",
-        lambda z: torch.heaviside(z, z.new_tensor(0.5)),
+        lambda z: torch.where(z > 0, 1.0, torch.where(z == 0, 0.5, 0.0)),
         _LINE,
         (0.0,),
         native=sp.Heaviside,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import sympy as sp
 
@@ -26,11 +25,11 @@ if TYPE_CHECKING:
 Initializer: TypeAlias = "str | Callable[[torch.Tensor], Any]"
 
 
-@dataclass(frozen=True)
-class Signature:
-    """What a kernel takes, in plain Python: readable on every call and under `torch.compile`.
+class Signature(NamedTuple):
+    """What a kernel is called and what it takes, in plain Python: all that a call needs, also under `torch.compile`.
 
     Args:
+        text: the formula; `kernel_of` gives the kernel.
         tensors: the names of the tensor operands in the order of the generated functions; the first is "x".
         roles: "input", "weight", "bias" or "param" for each of them.
         axes: for each of them the axes of one element: a string out of "oct".
@@ -40,6 +39,7 @@ class Signature:
         rank: the least number of image axes (3 for a formula with `dz`).
     """
 
+    text: str
     tensors: tuple[str, ...]
     roles: tuple[str, ...]
     axes: tuple[str, ...]
@@ -53,6 +53,7 @@ class Signature:
         tensors = [operand for operand in formula.operands if operand.is_tensor]
         numbers = [operand for operand in formula.operands if operand.role == "const"]
         return cls(
+            formula.text,
             tuple(operand.name for operand in tensors),
             tuple(operand.role for operand in tensors),
             tuple("".join(operand.axes) for operand in tensors),
@@ -91,6 +92,7 @@ class Kernel:
     formula: Formula
     name: str | None
     init: Initializer | None
+    signature: Signature
 
     def __init__(
         self, formula: str | sp.Expr | Kernel, name: str | None = None, init: Initializer | None = None
@@ -106,20 +108,23 @@ class Kernel:
             raise FormulaError("the formula never uses the input x", self.formula.text)
         self.name = name
         self.init = init
+        self.signature = Signature.of(self.formula)
+        _KERNELS.setdefault(self.text, self)
 
     @classmethod
     def from_formula(cls, formula: Formula) -> Kernel:
         """A kernel of a formula that was derived, which may lack x."""
         kernel = cls.__new__(cls)
         kernel.formula, kernel.name, kernel.init = formula, None, None
-        return kernel
+        kernel.signature = Signature.of(formula)
+        return _KERNELS.setdefault(kernel.text, kernel)
 
     # -- What it is ----------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def text(self) -> str:
         """The formula in the text language; `Kernel(kernel.text) == kernel`."""
-        return self.formula.text
+        return self.signature.text
 
     @functools.cached_property
     def title(self) -> str:
@@ -130,11 +135,6 @@ class Kernel:
     def expr(self) -> sp.Expr:
         """The formula as one SymPy expression."""
         return self.formula.expr
-
-    @functools.cached_property
-    def signature(self) -> Signature:
-        """The operands, in plain Python."""
-        return Signature.of(self.formula)
 
     def gradients(self) -> dict[Operand, sp.Expr]:
         """The partial derivatives of a window's value, as SymPy expressions.
@@ -214,7 +214,10 @@ class Kernel:
         return Kernel, (self.text, self.name, self.init)
 
 
-@functools.lru_cache(maxsize=1024)
+#: Every kernel of this process by its text, so that an operator can name it by a string.
+_KERNELS: dict[str, Kernel] = {}
+
+
 def kernel_of(text: str) -> Kernel:
     """The kernel of a text, also of a derived one that lacks x."""
-    return Kernel.from_formula(parse(text))
+    return _KERNELS.get(text) or Kernel.from_formula(parse(text))

@@ -38,7 +38,7 @@ class Layer(nn.Module):
         options: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernel, self.signature = kernel, kernel.signature
         self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size", 1)
         self.stride = per_axis(stride, self.rank, "stride", 1)
         self.dilation = per_axis(dilation, self.rank, "dilation", 1)
@@ -60,7 +60,7 @@ class Layer(nn.Module):
     def _constants(self, options: dict[str, Any]) -> dict[str, float]:
         """The numbers of the `const` operands: from `options`, or as declared."""
         found = {}
-        for name, declared in zip(self.kernel.signature.numbers, self.kernel.signature.values):
+        for name, declared in zip(self.signature.numbers, self.signature.values):
             value = options.pop(name, declared)
             if value is None:
                 raise ArgumentTypeError(f"the const {name} has no value: give {name}=...")
@@ -71,14 +71,14 @@ class Layer(nn.Module):
 
     def _initial(self, options: dict[str, Any]) -> dict[str, float]:
         """The initial values of the `param` operands: from `options`, or as declared."""
-        signature = self.kernel.signature
+        signature = self.signature
         declared = {name: init for name, init in zip(signature.tensors, signature.inits) if init is not None}
         return {name: float(options.pop(name, init)) for name, init in declared.items()}
 
     def _register(self, in_channels: int, out_channels: int, groups: int, device: Any, dtype: Any) -> None:
         """Make the weights, bias and parameters, unfilled."""
         geometry = Geometry(self.kernel_size, out_channels, self.stride, (), self.dilation, groups)
-        signature = self.kernel.signature
+        signature = self.signature
         if signature.rank > self.rank:
             raise ArgumentError(
                 f"the formula uses {'dz' if signature.rank == 3 else 'dy'}; {type(self).__name__} lacks it"
@@ -94,7 +94,7 @@ class Layer(nn.Module):
 
     def _warn_of_dead_gradients(self) -> None:
         alive = backend_named("torch").compile(self.kernel).has_gradient
-        for name in self.kernel.signature.names("weight"):
+        for name in self.signature.names("weight"):
             if name not in alive:
                 warnings.warn(
                     f"the gradient of {self.kernel.title!r} for {name} is 0 everywhere, so {name} will not learn; "
@@ -105,11 +105,11 @@ class Layer(nn.Module):
 
     def _call(self, x: Tensor, out_channels: int, groups: int, inputs: dict[str, Tensor]) -> Tensor:
         given: dict[str, Any] = {"x": x, **self.constants, **inputs}
-        for name, role in zip(self.kernel.signature.tensors, self.kernel.signature.roles):
+        for name, role in zip(self.signature.tensors, self.signature.roles):
             if role != "input":
                 given[name] = getattr(self, self.SPELLED.get(name, name))
         return run(
-            self.kernel,
+            self.signature,
             self.rank,
             given,
             self.kernel_size,
@@ -192,7 +192,7 @@ class Conv(Layer):
 
     def reset_parameters(self) -> None:
         """Fill weights and bias as `torch.nn.Conv2d` does, or as `init` says; parameters with their initial value."""
-        signature = self.kernel.signature
+        signature = self.signature
         for name, role in zip(signature.tensors, signature.roles):
             tensor: Any = getattr(self, self.SPELLED.get(name, name), None)
             if role == "weight":

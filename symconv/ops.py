@@ -22,10 +22,14 @@ from .kernel import Kernel, kernel_of
 class Call(NamedTuple):
     """One use of a kernel, without its tensors."""
 
-    kernel: Kernel
+    formula: str
     backend: str
     geometry: Geometry
     numbers: tuple[float, ...]
+
+    @property
+    def kernel(self) -> Kernel:
+        return kernel_of(self.formula)
 
     @property
     def compiled(self) -> Compiled:
@@ -43,7 +47,7 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """
     if torch.compiler.is_compiling():
         output: Tensor = torch.ops.symconv.convolve(
-            call.kernel.text, call.backend, list(call.numbers), call.geometry.numbers(), list(tensors)
+            call.formula, call.backend, list(call.numbers), call.geometry.numbers(), list(tensors)
         )[0]
         return output
     result: Tensor = _apply(Convolve, call, [], *tensors)
@@ -95,7 +99,9 @@ class ConvolveBackward(torch.autograd.Function):
         tangent, dots = ctx.call.kernel.tangent(tuple(moving))
         values = dict(zip(names, tensors)) | dict(zip(dots, moving.values()))
         numbers = dict(zip(ctx.call.kernel.signature.numbers, ctx.call.numbers))
-        call = ctx.call._replace(kernel=tangent, numbers=tuple(numbers[name] for name in tangent.signature.numbers))
+        call = ctx.call._replace(
+            formula=tangent.text, numbers=tuple(numbers[name] for name in tangent.signature.numbers)
+        )
         operands = [values[name] for name in call.names]
         # <gradients, directions> is the tangent contracted with grad_output: its gradients are the tangent's own.
         kept: list[Tensor] = []
@@ -123,7 +129,7 @@ def _in_place(names: Sequence[str], needs: Sequence[str], gradients: Sequence[Te
 def _convolve(
     formula: str, backend: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]
 ) -> list[Tensor]:
-    call = Call(kernel_of(formula), backend, Geometry.from_numbers(geometry), tuple(numbers))
+    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
     output, kept = call.compiled.forward(tensors, call.numbers, call.geometry)
     # The outputs of an operator may not share memory, and a kept value may be the output itself.
     return [output, *(value.clone() if value.data_ptr() == output.data_ptr() else value for value in kept)]
@@ -131,7 +137,7 @@ def _convolve(
 
 @_convolve.register_fake
 def _(formula: str, backend: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]) -> list[Tensor]:
-    call = Call(kernel_of(formula), backend, Geometry.from_numbers(geometry), tuple(numbers))
+    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
     x = tensors[0]
     shape = (x.shape[0], call.geometry.out_channels, *call.geometry.output_size(x.shape[2:]))
     dtypes = {"value": torch.promote_types(x.dtype, torch.float32), "position": torch.int32}
@@ -149,7 +155,7 @@ def _convolve_backward(
     tensors: list[Tensor],
     kept: list[Tensor],
 ) -> list[Tensor]:
-    call = Call(kernel_of(formula), backend, Geometry.from_numbers(geometry), tuple(numbers))
+    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
     gradients = call.compiled.backward(
         grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs.split(","))
     )
@@ -187,7 +193,8 @@ def _backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
     names = kernel_of(ctx.named[0]).signature.tensors
     needs = [name for name, needed in zip(names, ctx.tensors_need) if needed]
     given = torch.ops.symconv.convolve_backward(*ctx.named, ",".join(needs), gradients[0], list(tensors), list(kept))
-    return None, None, None, None, list(_in_place(names, needs, given))
+    no_numbers: list[Any] | None = None if ctx.named[2] else []  # an empty list of numbers looks like a list of tensors
+    return None, None, no_numbers, None, list(_in_place(names, needs, given))
 
 
 _convolve.register_autograd(_backward, setup_context=_setup)

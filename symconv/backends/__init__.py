@@ -53,8 +53,8 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine, with the remedy; None if it can."""
 
-    def can_run(self, x: torch.Tensor, raise_error: bool = False) -> bool:
-        """Whether it can run on a tensor of this device and dtype.
+    def can_run(self, device: torch.device, dtype: torch.dtype, raise_error: bool = False) -> bool:
+        """Whether it can run on tensors of this device and dtype.
 
         Raises:
             BackendError: if it cannot and `raise_error` asks to say why.
@@ -86,14 +86,15 @@ def backend(name: str) -> Backend:
     return backends()[name]
 
 
-def choose(name: str, x: torch.Tensor) -> str:
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend for a call: the one asked for, or for "auto" the first that can run it."""
     if name != "auto":
-        backend(name).can_run(x, raise_error=True)
+        backend(name).can_run(device, dtype, raise_error=True)
         return name
     for each in backends().values():
-        if each.can_run(x):
+        if each.can_run(device, dtype):
             return each.name
     [*_, last] = backends().values()
-    last.can_run(x, raise_error=True)
+    last.can_run(device, dtype, raise_error=True)
     return last.name

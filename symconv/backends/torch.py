@@ -43,11 +43,11 @@ class TorchBackend:
     def unavailable(self) -> str | None:
         return None
 
-    def can_run(self, x: torch.Tensor, raise_error: bool = False) -> bool:
-        if x.dtype in DTYPES:
+    def can_run(self, device: torch.device, dtype: torch.dtype, raise_error: bool = False) -> bool:
+        if dtype in DTYPES:
             return True
         if raise_error:
-            raise BackendError(f"backend 'torch' computes in {', '.join(map(str, DTYPES))}, not in {x.dtype}")
+            raise BackendError(f"backend 'torch' computes in {', '.join(map(str, DTYPES))}, not in {dtype}")
         return False
 
     def source(self, kernel: Kernel) -> str:

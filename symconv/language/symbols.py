@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import sympy as sp
+from sympy.utilities.iterables import NotIterable  # SymPy must not take what has __getitem__ for a sequence
 
 from ..errors import FormulaError
 
@@ -19,7 +20,7 @@ AXES = ("o", "c", "t")
 TAP_AXES = frozenset("ct")
 
 
-class Operand(sp.Symbol):  # type: ignore[misc]
+class Operand(sp.Symbol, NotIterable):  # type: ignore[misc]
     """A symbol of a formula together with its declaration.
 
     Args:
@@ -72,9 +73,6 @@ class Operand(sp.Symbol):  # type: ignore[misc]
         raise FormulaError(
             f"indexing is not supported yet: {self.name}[{index}]; write {self.name} for the tap's value"
         )
-
-    def __iter__(self) -> Any:  # __getitem__ alone would make a symbol iterable, without end
-        raise TypeError(f"{self.name} is a symbol, not a sequence")
 
     @property
     def tap_axes(self) -> frozenset[str]:

@@ -1,0 +1,41 @@
+"""What the tests share: a private cache, the backends under test, kernels and shapes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before symconv is imported anywhere: generated code of the tests stays out of the user's cache.
+os.environ.setdefault("SYMCONV_CACHE_DIR", tempfile.mkdtemp(prefix="symconv-tests-"))
+
+#: Every backend that the numeric suite runs; a new one joins by its name.
+BACKENDS = ("torch",)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a backend."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The project's root."""
+    return Path(__file__).resolve().parent.parent

@@ -1,0 +1,163 @@
+"""Kernels as citizens of autograd and torch.compile; what is not supported raises."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+from oracles import random
+from torch import nn
+
+import symconv as sc
+
+FORMULAS = [
+    "sum(w*x) + b",
+    "prod(tan(x + w)) + b",
+    "max(x + w) - min(x - w) + b",
+    "logsumexp(x + w)*b",
+    "sum(w*x)/(norm(w)*norm(x) + 0.1) + b",
+    "p: param[o] = 0.3\nexp(-p*mean((x - w)**2)) + b",
+    "sum(x*softmax(x*w)) + b",
+]
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_gradgradcheck(backend: str, formula: str) -> None:
+    x, w, b = random(1, 2, 4, 3, scale=0.3), random(2, 1, 2, 2, scale=0.3), random(2)
+    extra = {"p": random(2).abs().requires_grad_()} if "param" in formula else {}
+    tensors = [tensor.requires_grad_() for tensor in (x, w, b, *extra.values())]
+
+    def kernel(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, *p: torch.Tensor) -> torch.Tensor:
+        return sc.conv2d(formula, x, w, b, padding=1, stride=2, groups=2, backend=backend, **dict(zip("p", p)))
+
+    assert torch.autograd.gradcheck(kernel, tensors)
+    assert torch.autograd.gradgradcheck(kernel, tensors)
+
+
+def test_a_gradient_penalty_trains_the_weight(backend: str) -> None:
+    layer = sc.Conv2d("-sum(abs(x - w)**1.5)", 1, 2, 3, backend=backend, dtype=torch.float64)
+    x = random(1, 1, 5, 5).requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).sum(), x, create_graph=True)
+    grad.square().sum().backward()
+    ours = layer.weight.grad.clone()
+    w = layer.weight.detach().clone().requires_grad_()
+    y = -(x.unfold(2, 3, 1).unfold(3, 3, 1) - w[:, :, None, None]).abs().pow(1.5).sum()
+    (grad,) = torch.autograd.grad(y, x, create_graph=True)
+    grad.square().sum().backward()
+    torch.testing.assert_close(ours, w.grad)
+
+
+@pytest.mark.parametrize("which", ["x", "w", "b"])
+def test_only_what_is_needed_gets_a_gradient(backend: str, which: str) -> None:
+    tensors = {"x": random(1, 2, 4, 4), "w": random(2, 2, 3, 3), "b": random(2)}
+    tensors[which].requires_grad_()
+    sc.conv2d("sum(sin(w*x)) + b", *tensors.values(), backend=backend).sum().backward()
+    assert {name for name, tensor in tensors.items() if tensor.grad is not None} == {which}
+
+
+def test_no_grad_keeps_nothing(backend: str) -> None:
+    layer = sc.Conv2d("logsumexp(x + w)", 1, 1, 3, backend=backend)
+    with torch.no_grad():
+        assert not layer(torch.randn(1, 1, 5, 5)).requires_grad
+    assert not layer.requires_grad_(False)(torch.randn(1, 1, 5, 5)).requires_grad
+
+
+def test_expanded_and_strided_gradients(backend: str) -> None:
+    x, w = random(2, 2, 5, 5).requires_grad_(), random(3, 2, 3, 3).requires_grad_()
+    y = sc.conv2d("norm(x - w)", x, w, backend=backend)
+    dense = torch.randn(3, 3, 3, 2, dtype=y.dtype)
+    for direction in (
+        torch.ones(1, dtype=y.dtype).expand_as(y),
+        dense.permute(3, 0, 1, 2),
+        dense.flip(0).permute(3, 0, 1, 2),
+    ):
+        ours = torch.autograd.grad(y, (x, w), direction, retain_graph=True)
+        plain = torch.autograd.grad(y, (x, w), direction.contiguous(), retain_graph=True)
+        for a, b in zip(ours, plain):
+            torch.testing.assert_close(a, b)
+
+
+def test_an_output_changed_in_place_is_noticed(backend: str) -> None:
+    x = random(1, 1, 4, 4).requires_grad_()
+    kept = sc.conv2d("logsumexp(x)", x, kernel_size=2, out_channels=1, backend=backend)
+    kept.add_(1)  # the backward pass needs the value that was there
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.sum().backward()
+    free = sc.conv2d("sum(x)", x, kernel_size=2, out_channels=1, backend=backend)
+    free.relu_().sum().backward()
+    assert x.grad is not None
+
+
+def test_what_is_not_supported_raises(backend: str) -> None:
+    layer = sc.Conv1d("sum(sin(w*x))", 1, 1, 2, backend=backend)
+    x = torch.randn(1, 1, 4)
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda x: layer(x).sum())(x)
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.vmap(lambda x: layer(x))(torch.randn(3, 1, 1, 4))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            layer(dual)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(lambda x: layer(x), (x,), (torch.ones_like(x),))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "formula", ["prod(tan(x + w)) + b", "logsumexp(x + w)", "beta: const = 2\nmax(x + beta*w)", "sum(x) + sum(w) + b"]
+)
+def test_compile_without_graph_breaks(backend: str, formula: str) -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(sc.Conv2d(formula, 2, 4, 3, padding=1, padding_mode="circular", backend=backend), nn.ReLU())
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
+    x = torch.randn(2, 2, 5, 5)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, z = compiled(mine), model(theirs)
+    torch.testing.assert_close(y, z)
+    y.square().sum().backward()
+    z.square().sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad)
+    for a, b in zip(compiled.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+@needs_compiler
+def test_compile_of_the_function_and_of_a_pool(backend: str) -> None:
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True)
+    def compiled(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return sc.pool2d("mean(x)", sc.conv2d("-sum(abs(x - w))", x, w, b, stride=2, backend=backend), 2)
+
+    x, w, b = torch.randn(2, 3, 9, 9), torch.randn(4, 3, 3, 3), torch.randn(4)
+    expected = sc.pool2d("mean(x)", sc.conv2d("-sum(abs(x - w))", x, w, b, stride=2, backend=backend), 2)
+    torch.testing.assert_close(compiled(x, w, b), expected)
+
+
+def test_operators_pass_torchs_own_check(backend: str) -> None:
+    x, w = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 2, 2, requires_grad=True)
+    geometry = sc.geometry.Geometry((2, 2), 2, (1, 1), ((0, 1), (1, 0)), (1, 1), 1)
+    for formula in ("max(x + w)", "sum(w*x)", "logsumexp(w*x)"):
+        torch.library.opcheck(
+            torch.ops.symconv.convolve.default, (formula, backend, [], geometry.numbers(), [x, w]),
+            test_utils=("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic"),
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_cuda_tensors(formula: str) -> None:
+    tensors = [random(2, 2, 6, 6), random(4, 2, 3, 3), random(4)]
+    results = []
+    for device in ("cpu", "cuda"):
+        here = [tensor.to(device).requires_grad_() for tensor in tensors]
+        y = sc.conv2d(formula, *here, padding=1, padding_mode="ignore", backend="torch")
+        results.append([y, *torch.autograd.grad(y.square().sum(), here)])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(theirs.cpu(), ours)

@@ -1,0 +1,205 @@
+"""The language: both spellings, levels, and everything that is refused."""
+
+from __future__ import annotations
+
+import pickle
+import time
+
+import pytest
+import sympy as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+import symconv as sc
+from symconv.errors import FormulaError
+from symconv.functions import FUNCTIONS
+from symconv.language.parser import parse
+from symconv.reductions import REDUCTIONS
+
+x, w, b = sc.x, sc.w, sc.b
+beta, gamma, v = sc.const("beta", 5), sc.param("gamma", per=sc.o, init=0.1), sc.weight("v")
+
+PAIRS = {
+    "sum(w*x) + b": sc.sum(w * x) + b,
+    "prod(tan(x + w))": sc.prod(sp.tan(x + w)),
+    "-sum(abs(x - w))": -sc.sum(abs(x - w)),
+    "max(x + w) - min(x - w)": sc.max(x + w) - sc.min(x - w),
+    "max(max(x, w, 0))": sc.max(sc.max(x, w, 0)),
+    "beta: const = 5\nlogsumexp(beta*(x + w))/beta": sc.logsumexp(beta * (x + w)) / beta,
+    "gamma: param[o] = 0.1\nexp(-gamma*sum((x - w)**2))": sp.exp(-gamma * sc.sum((x - w) ** 2)),
+    "v: weight\nmax(sum(w*x), sum(v*x))": sc.max(sc.sum(w * x), sc.sum(v * x)),
+    "sum(w*x)/(norm(w)*norm(x) + 1e-6)": sc.sum(w * x) / (sc.norm(w) * sc.norm(x) + 1e-6),
+    "sum(where((x > 0) & (w <= 1), x, -w))": sc.sum(sc.where((x > 0) & (w <= 1), x, -w)),
+    "sum(x*exp(-(dx**2 + dy**2)/2))": sc.sum(x * sp.exp(-(sc.dx**2 + sc.dy**2) / 2)),
+    "sum(sigmoid(w*x) + relu(x) + bspline(x, 3))": sc.sum(sc.sigmoid(w * x) + sc.relu(x) + sc.bspline(x, 3)),
+    "mean(x) + N": sc.mean(x) + sc.N,
+}
+
+
+@pytest.mark.parametrize("text", PAIRS)
+def test_text_and_sympy_give_equal_kernels(text: str) -> None:
+    from_text, from_sympy = sc.Kernel(text), sc.Kernel(PAIRS[text])
+    assert from_text == from_sympy
+    assert hash(from_text) == hash(from_sympy)
+    assert sc.Kernel(from_text.text) == from_text
+    assert from_text != sc.Kernel(f"{text} + sum(cos(x))")
+
+
+def test_lines_are_put_in() -> None:
+    lines = sc.Kernel("d = x - w\nsquare = d**2\nsum(square) + b")
+    assert lines == sc.Kernel("sum((x - w)**2) + b")
+    assert sc.Kernel(lines.text) == lines
+    assert "square = d**2" in lines.text
+    assert sc.Kernel("y = sum(w*x)") == sc.Kernel("sum(w*x)")
+
+
+def test_a_kernel_pickles_and_copies() -> None:
+    kernel = sc.Kernel("beta: const = 2\nlogsumexp(beta*(x + w))", name="soft", init="zeros")
+    again = pickle.loads(pickle.dumps(kernel))
+    assert (again, again.name, again.init) == (kernel, "soft", "zeros")
+    assert pickle.loads(pickle.dumps(sc.x)) == sc.x
+
+
+REFUSED = {
+    "": "empty",
+    "sum(xx*w)": "did you mean 'x'",
+    "summ(x)": "did you mean 'sum'",
+    "x + w": "c (input channel) and t (tap)",
+    "x*sum(w)": "not inside a reduction",
+    "sum(mean(x))": "one value per window",
+    "sum(1)*x": "one value per window",
+    "sum(x > 0)": "use where",
+    "sum(where(x, 1, 0))": "condition",
+    "sum(x % 2)": "remainder",
+    "sum(x)**2**": "syntax error",
+    "sum(x": "never closed",
+    "sum(x))": "unmatched",
+    "sum()": "takes 1 argument",
+    "sum(tan(x, w))": "takes 1 argument",
+    "sum(x, dim=t)": "no keyword",
+    "sum(x[c, 0])": "not supported yet",
+    "v: weight\nsum(x)": "never used",
+    "v: tensor\nsum(v*x)": "the kinds are",
+    "w: weight\nsum(w*x)": "taken",
+    "sum: const = 1\nsum(x)": "taken",
+    "beta: const = x\nsum(beta*x)": "must be a number",
+    "a = x\na = w\nsum(a)": "defined twice",
+    "p: param[q]\nsum(p*x)": "axes o (filter)",
+    "sum(w)": "never uses the input x",
+    "sum(x)/0": "no real, defined value",
+    "inf - inf + sum(x)": "no real, defined value",
+    "1e999*sum(x)": "too large",
+    "sum(exp(1000)*x)": "no finite value",
+    "sum(bspline(x, 9))": "whole degree",
+    "sum(Σ*x)": "plain ASCII",
+    "sum('x')": "not part of the formula language",
+    "sum(True*x)": "not part of the formula language",
+    "sum(1j*x)": "not part of the formula language",
+    "x.__class__": "attribute access",
+    "__import__('os').system('true')": "cannot be called",
+    "sum((lambda: 1)())": "cannot be called",
+    "[a for a in x]": "comprehension",
+    "sum(x if w else 1)": "use where",
+    "sum(x and w)": "use & and |",
+    "f'{x}'": "not part of the formula language",
+    "(a := 1) + sum(x)": "not part of the formula language",
+    "import os\nsum(x)": "only the last line",
+    "def f(): pass": "only declarations",
+    "sum(*x)": "not part of the formula language",
+    "exec('1')": "unknown function",
+    "sum(x)\nsum(w)": "only the last line",
+    "_a = x\nsum(_a)": "not a usable name",
+    "torch = x\nsum(torch)": "taken",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_refused_with_a_reason(text: str) -> None:
+    with pytest.raises(FormulaError) as caught:
+        sc.Kernel(text)
+    assert REFUSED[text] in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), FormulaError)
+
+
+def test_the_caret_stands_under_the_place() -> None:
+    with pytest.raises(FormulaError) as caught:
+        sc.Kernel("a = x - w\nsum(abs(a)) + max(xx)")
+    _, line, carets = str(caught.value).splitlines()
+    assert line[carets.index("^") : carets.rindex("^") + 1] == "xx"
+    with pytest.raises(FormulaError) as caught:
+        sc.Kernel("sum(w*x)*w")
+    _, line, carets = str(caught.value).splitlines()
+    assert carets.index("^") == line.rindex("w")
+
+
+BOMBS = {
+    "nested parentheses": "(" * 10_000 + "x" + ")" * 10_000,
+    "fewer nested parentheses": "sum(" + "(" * 100 + "x" + ")" * 101,
+    "a tower": "9**9**9**9",
+    "a power of a power": "sum((((x*99)**99)**99)**99)*9**9**9",
+    "minus signs": "-" * 9_000 + "x",
+    "a chain of powers": "x**" * 3_000 + "x",
+    "a long sum": "sum(" + "+".join(["x"] * 4_900) + ")",
+    "a line that doubles": "a0 = x*w\n" + "".join(f"a{k + 1} = a{k}*a{k} + a{k}\n" for k in range(60)) + "sum(a60)",
+    "a huge number": "sum(x)*" + "9" * 5_000,
+    "calls": "sin(" * 500 + "x" + ")" * 500,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_quickly(name: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(FormulaError):
+        sc.Kernel(BOMBS[name])
+    assert time.perf_counter() - start < 5  # seconds where evaluating them would take forever
+
+
+def test_nothing_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("text was evaluated")
+
+    monkeypatch.setattr("builtins.eval", forbidden)
+    assert sc.Kernel("beta: const = 2\nsum(beta*tan(x + w)) + b").text.endswith("+ b")
+
+
+def test_sympy_that_is_not_of_the_language_is_refused() -> None:
+    for expr in (sc.sum(sp.Symbol("z") * x), sc.sum(sp.gamma(x)), sp.Integral(x, x), sc.sum(sp.Mod(x, 2)), 3):
+        with pytest.raises(FormulaError):
+            sc.Kernel(expr)
+
+
+def test_names_of_symbols_are_checked() -> None:
+    for name in ("x", "sum", "lambda", "1a", "a b", "torch", "weight", "é"):
+        with pytest.raises(FormulaError):
+            sc.const(name, 1)
+    with pytest.raises(FormulaError, match="not supported yet"):
+        sc.x[0]
+
+
+#: Text made of the language's own words: mostly wrong formulas, now and then a right one.
+WORDS = [
+    *FUNCTIONS,
+    *REDUCTIONS,
+    *"x w b c t o T C N pi inf ( ) + - * / ** , < > = : & ~ | [ ] . 1 2.5 1e9".split(),
+    "\n",
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=14))
+def test_any_text_is_a_kernel_or_a_formula_error(words: list[str]) -> None:
+    text = " ".join(words)
+    try:
+        formula = parse(text)
+    except FormulaError as error:
+        assert str(error)
+    else:
+        assert parse(formula.text).expr == formula.expr
+
+
+@given(st.text(max_size=60))
+def test_any_characters_are_a_kernel_or_a_formula_error(text: str) -> None:
+    try:
+        parse(text)
+    except FormulaError as error:
+        assert str(error)

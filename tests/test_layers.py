@@ -1,0 +1,267 @@
+"""Layers and functions behave as PyTorch's, and refuse bad input as clearly."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import random, same_values_and_gradients
+from torch import nn
+
+import symconv as sc
+
+LINEAR = "sum(w*x) + b"
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("padding", [2, "same", "valid"])
+def test_padding_modes_equal_torch(backend: str, mode: str, rank: int, padding: Any) -> None:
+    theirs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](2, 3, (4, 3, 2)[:rank], padding=padding, padding_mode=mode)
+    ours = (sc.Conv1d, sc.Conv2d, sc.Conv3d)[rank - 1](
+        LINEAR, 2, 3, (4, 3, 2)[:rank], padding=padding, padding_mode=mode, backend=backend
+    )
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 2, *(6, 5, 4)[:rank])
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_constant_padding(backend: str) -> None:
+    x, w = random(1, 2, 5, 5), random(3, 2, 3, 3)
+    same_values_and_gradients(
+        lambda x, w: sc.conv2d(
+            "max(x + w)", x, w, padding=1, padding_mode="constant", padding_value=-3.5, backend=backend
+        ),
+        lambda x, w: sc.conv2d("max(x + w)", F.pad(x, [1, 1, 1, 1], value=-3.5), w, backend=backend),
+        (x, w),
+    )
+
+
+def test_a_convolution_in_a_model_can_be_swapped(backend: str) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, groups=2))
+    swapped = nn.Sequential(
+        sc.Conv2d(LINEAR, 1, 8, 3, padding=1, backend=backend),
+        nn.ReLU(inplace=True),
+        sc.Conv2d(LINEAR, 8, 4, 3, stride=2, groups=2, backend=backend),
+    )
+    swapped.load_state_dict(model.state_dict())
+    x = torch.randn(2, 1, 9, 9)
+    torch.testing.assert_close(swapped(x), model(x))
+    assert swapped.state_dict().keys() == model.state_dict().keys()
+
+
+def test_state_dict_deepcopy_pickle_and_repr(backend: str) -> None:
+    layer = sc.Conv2d(
+        "v: weight\nbeta: const = 2\ng: param[o] = 0.5\nlogsumexp(beta*(x + w)) + g*sum(v*x)",
+        4, 6, (3, 2), padding=1, groups=2, padding_mode="ignore", bias=True, beta=3, backend=backend,
+    )  # fmt: skip
+    assert {name: list(p.shape) for name, p in layer.named_parameters()} == {
+        "weight": [6, 2, 3, 2], "bias": [6], "v": [6, 2, 3, 2], "g": [6],
+    }  # fmt: skip
+    x = torch.randn(1, 4, 5, 5)
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(twin(x), layer(x))
+    other = sc.Conv2d(layer.kernel, 4, 6, (3, 2), padding=1, groups=2, padding_mode="ignore", beta=3)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+    text = repr(layer)
+    for part in ("4, 6", "kernel_size=(3, 2)", "padding=(1, 1)", "groups=2", "padding_mode='ignore'", "beta=3"):
+        assert part in text
+    assert "bias=False" in repr(sc.Conv2d("sum(w*x)", 1, 1, 1))
+    assert "kernel_size=(2, 2)" in repr(sc.Pool2d("max(x)", 2))
+
+
+def test_bias_as_the_formula_or_the_caller_decides(backend: str) -> None:
+    assert sc.Conv2d("sum(w*x)", 1, 2, 3).bias is None
+    assert sc.Conv2d("sum(w*x)", 1, 2, 3, bias=True).bias.shape == (2,)
+    assert sc.Conv2d(LINEAR, 1, 2, 3).bias.shape == (2,)
+    without = sc.Conv2d(LINEAR, 1, 2, 3, bias=False, backend=backend)
+    assert without.bias is None
+    assert without.kernel == sc.Kernel("sum(w*x)")
+    x, w, b = random(1, 1, 4, 4), random(2, 1, 3, 3), random(2)
+    assert torch.equal(sc.conv2d("sum(w*x)", x, w, b, backend=backend), sc.conv2d(LINEAR, x, w, b, backend=backend))
+
+
+def test_initialisation() -> None:
+    torch.manual_seed(3)
+    ours = sc.Conv2d(LINEAR, 4, 8, 3, groups=2)
+    torch.manual_seed(3)
+    theirs = nn.Conv2d(4, 8, 3, groups=2)
+    assert torch.equal(ours.weight, theirs.weight)
+    assert torch.equal(ours.bias, theirs.bias)
+    assert sc.Conv2d(sc.Kernel("max(x + w)", init="zeros"), 1, 2, 3).weight.eq(0).all()
+    assert sc.Conv2d(sc.Kernel("max(x + w)", init="zeros"), 1, 2, 3, init="ones").weight.eq(1).all()
+    assert sc.Conv2d("max(x + w)", 1, 2, 3, init=lambda weight: nn.init.constant_(weight, 7)).weight.eq(7).all()
+    layer = sc.Conv2d("p: param = 2\ns: param[t] = 3\nsum(w*x*s)*p", 1, 2, 3, p=5)
+    assert layer.p.item() == 5
+    assert layer.s.shape == (3, 3)
+    with torch.no_grad():
+        layer.p.fill_(0)
+    layer.reset_parameters()
+    assert layer.p.item() == 5
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_unbatched_and_empty(backend: str, rank: int) -> None:
+    layer = (sc.Conv1d, sc.Conv2d, sc.Conv3d)[rank - 1]("prod(tan(x + w)) + b", 2, 3, 2, backend=backend)
+    x = torch.randn(2, *(5,) * rank)
+    assert torch.equal(layer(x), layer(x[None])[0])
+    empty = torch.randn(0, *x.shape).requires_grad_()
+    y = layer(empty)
+    assert y.shape == (0, 3, *(4,) * rank)
+    y.sum().backward()
+    assert empty.grad.shape == empty.shape
+    assert layer.weight.grad.eq(0).all()
+    pool = (sc.Pool1d, sc.Pool2d, sc.Pool3d)[rank - 1]("max(x)", 2, backend=backend)
+    theirs = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[rank - 1](2)
+    assert torch.equal(pool(x), theirs(x))
+    assert torch.equal(pool(x[None]), theirs(x[None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes(backend: str, dtype: torch.dtype) -> None:
+    layer = sc.Conv2d("logsumexp(x + w) + b", 3, 4, 3, padding=1, padding_mode="ignore", dtype=dtype, backend=backend)
+    x = torch.randn(2, 3, 6, 6).to(dtype).requires_grad_()
+    y = layer(x)
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert x.grad.dtype == layer.weight.grad.dtype == dtype
+    double = copy.deepcopy(layer).double()
+    tolerance = {torch.float16: 3e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-5)
+    torch.testing.assert_close(y.double(), double(x.detach().double()), rtol=tolerance, atol=tolerance)
+
+
+def test_half_precision_accumulates_in_float32(backend: str) -> None:
+    x = torch.ones(1, 4096, 1, 1, dtype=torch.float16)
+    assert sc.conv2d("sum(x)", x, kernel_size=1, out_channels=1, backend=backend).item() == 4096
+    w = torch.ones(1, 1, 1, 1, dtype=torch.float16, requires_grad=True)
+    sc.conv2d("sum(w*x)", torch.ones(1, 1, 60, 60, dtype=torch.float16), w, backend=backend).sum().backward()
+    assert w.grad.item() == 3600
+
+
+def test_a_second_input(backend: str) -> None:
+    kernel = sc.Kernel("g: input\nsum(w*x*g)/(sum(w*g) + 1e-6)")
+    layer = sc.Conv2d(kernel, 3, 2, 3, padding=1, groups=1, backend=backend, dtype=torch.float64)
+    x, mask = random(2, 3, 5, 5), random(2, 1, 5, 5).abs() + 0.1
+    y = layer(x, g=mask)
+    seen = F.conv2d(x * mask, layer.weight, padding=1)
+    share = F.conv2d(mask.expand_as(x), layer.weight, padding=1)
+    torch.testing.assert_close(y, seen / (share + 1e-6))
+    assert torch.autograd.gradcheck(lambda g: layer(x, g=g), (mask.requires_grad_(),))
+    assert torch.autograd.gradcheck(lambda g: layer(x, g=g), (random(2, 3, 5, 5).abs().requires_grad_(),))
+    with pytest.raises(TypeError, match="g is needed"):
+        layer(x)
+    with pytest.raises(ValueError, match="have 1 channel"):
+        layer(x, g=mask[..., :4])
+
+
+def test_consts_and_params_of_functions(backend: str) -> None:
+    x, w = random(1, 2, 4, 4), random(3, 2, 2, 2)
+    text = "beta: const = 2\np: param[o] = 0.5\nlogsumexp(beta*(x + w))/beta*p"
+    plain = sc.conv2d("logsumexp(5*(x + w))/5", x, w, backend=backend)
+    torch.testing.assert_close(sc.conv2d(text, x, w, beta=5, backend=backend), plain / 2)
+    p = random(3)
+    torch.testing.assert_close(sc.conv2d(text, x, w, beta=5, p=p, backend=backend), plain * p[:, None, None])
+
+
+def test_zeros_under_an_extremum_warn_once_with_the_remedy() -> None:
+    with pytest.warns(sc.SymconvWarning, match="padding_mode='ignore'"):
+        sc.Conv2d("max(x + w)", 1, 1, 3, padding=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sc.Conv2d("max(x + w)", 1, 1, 3)
+        sc.Conv2d("max(x + w)", 1, 1, 3, padding=1, padding_mode="ignore")
+        sc.Conv2d("max(x + w)", 1, 1, 3, padding=1, padding_mode="constant")
+        sc.Conv2d(LINEAR, 1, 1, 3, padding=1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_training_reduces_the_loss(backend: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    layer = sc.Conv2d("-sum(abs(x - w)) + b", 1, 4, 3, backend=backend)
+    x, target = torch.randn(8, 1, 6, 6), torch.randn(8, 4, 4, 4)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+    losses = []
+    for _ in range(30):
+        loss = (layer(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+X, W = torch.randn(1, 4, 6, 6), torch.randn(2, 4, 3, 3)
+MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
+    "channels": (ValueError, "in_channels=4", lambda: sc.Conv2d(LINEAR, 4, 2, 3)(torch.randn(1, 3, 6, 6))),
+    "weight shape": (ValueError, "weight has shape", lambda: sc.conv2d("sum(w*x)", X, W[:, :3])),
+    "weight rank": (TypeError, "kernel_size is needed", lambda: sc.conv2d("sum(w*x)", X, W[0])),
+    "no weight": (TypeError, "is needed", lambda: sc.conv2d("sum(w*x)", X)),
+    "weight missing": (TypeError, "weight is needed", lambda: sc.conv2d("sum(w*x)", X, kernel_size=3, out_channels=2)),
+    "useless weight": (TypeError, "weight was given", lambda: sc.conv2d("max(x)", X, W)),
+    "bias shape": (ValueError, "bias has shape", lambda: sc.conv2d(LINEAR, X, W, torch.zeros(3))),
+    "no bias": (TypeError, "bias is needed", lambda: sc.conv2d(LINEAR, X, W)),
+    "dtypes": (TypeError, "weight has dtype", lambda: sc.conv2d("sum(w*x)", X, W.double())),
+    "integers": (TypeError, "input.float()", lambda: sc.conv2d("sum(w*x)", X.long(), W)),
+    "complex": (TypeError, "complex numbers", lambda: sc.conv2d("sum(w*x)", X.to(torch.complex64), W)),
+    "devices": (TypeError, "on one device", lambda: sc.conv2d("sum(w*x)", X, W.to("meta"))),
+    "dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.conv2d("sum(w*x)", X[0, 0], W)),
+    "no tensor": (TypeError, "must be a torch.Tensor", lambda: sc.conv2d("sum(w*x)", [1.0], W)),
+    "window": (ValueError, "larger than the image", lambda: sc.conv2d("sum(w*x)", X[..., :2], W)),
+    "stride": (ValueError, "stride must be at least 1", lambda: sc.conv2d("sum(w*x)", X, W, stride=-1)),
+    "stride type": (TypeError, "stride must be an int", lambda: sc.conv2d("sum(w*x)", X, W, stride=1.5)),
+    "stride count": (ValueError, "one per axis", lambda: sc.conv2d("sum(w*x)", X, W, stride=(1, 1, 1))),
+    "dilation": (ValueError, "dilation must be", lambda: sc.conv2d("sum(w*x)", X, W, dilation=0)),
+    "padding": (ValueError, "padding must be at least 0", lambda: sc.conv2d("sum(w*x)", X, W, padding=-1)),
+    "padding text": (ValueError, "'same' or 'valid'", lambda: sc.conv2d("sum(w*x)", X, W, padding="some")),
+    "same": (ValueError, "needs stride 1", lambda: sc.conv2d("sum(w*x)", X, W, padding="same", stride=2)),
+    "mode": (ValueError, "padding_mode must be one of", lambda: sc.conv2d("sum(w*x)", X, W, padding_mode="no")),
+    "reflect": (ValueError, "too wide", lambda: sc.conv2d("sum(w*x)", X, W, padding=6, padding_mode="reflect")),
+    "circular": (ValueError, "too wide", lambda: sc.conv2d("sum(w*x)", X, W, padding=7, padding_mode="circular")),
+    "groups": (ValueError, "multiple of groups", lambda: sc.conv2d("sum(w*x)", X, W, groups=3)),
+    "no groups": (ValueError, "groups must be", lambda: sc.conv2d("sum(w*x)", X, W, groups=0)),
+    "layer groups": (ValueError, "multiple of groups", lambda: sc.Conv2d(LINEAR, 4, 3, 3, groups=2)),
+    "unknown operand": (TypeError, "did you mean 'beta'", lambda: sc.conv2d("beta: const = 1\nsum(x)*beta", X, beat=2)),
+    "unknown option": (TypeError, "no const or param", lambda: sc.Conv2d(LINEAR, 1, 1, 1, beta=2)),
+    "const": (TypeError, "beta has no value", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1)),
+    "const type": (TypeError, "is a number", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1, beta="2")),
+    "backend": (ValueError, "backend must be", lambda: sc.conv2d("sum(w*x)", X, W, backend="gpu")),
+    "layer backend": (ValueError, "backend must be", lambda: sc.Conv2d(LINEAR, 1, 1, 1, backend="gpu")),
+    "axis": (ValueError, "uses dz", lambda: sc.conv2d("sum(w*x*dz)", X, W)),
+    "layer axis": (ValueError, "uses dy", lambda: sc.Conv1d("sum(w*x*dy)", 1, 1, 1)),
+    "pool weight": (ValueError, "Conv2d", lambda: sc.Pool2d("sum(w*x)", 2)),
+    "pool function": (ValueError, "conv2d", lambda: sc.pool2d("sum(w*x)", X, 2)),
+    "init": (ValueError, "torch.nn.init", lambda: sc.Conv2d(LINEAR, 1, 1, 1, init="nothing")),
+    "attribute": (ValueError, "rename it", lambda: sc.Conv2d("training: weight\nsum(training*x)", 1, 1, 1)),
+    "formula": (sc.FormulaError, "did you mean", lambda: sc.Conv2d("sum(w*xx)", 1, 1, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_get_a_message_that_names_the_argument(name: str) -> None:
+    kind, message, mistake = MISTAKES[name]
+    with pytest.raises(kind) as caught:
+        mistake()
+    assert isinstance(caught.value, sc.SymconvError)
+    assert message in str(caught.value)
+
+
+def test_memory_layouts(backend: str) -> None:
+    x, w = random(2, 4, 6, 5), random(3, 4, 3, 3)
+    expected = sc.conv2d("prod(tan(x + w))", x, w, backend=backend)
+    layouts = [
+        x.to(memory_format=torch.channels_last),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.cat([x, x], 3)[..., :5],
+        x.flip(3).flip(3),
+    ]
+    for view, weight in itertools.product(layouts, (w, w.transpose(2, 3).contiguous().transpose(2, 3))):
+        torch.testing.assert_close(sc.conv2d("prod(tan(x + w))", view, weight, backend=backend), expected)
+    same = x[:, :1].expand(-1, 4, -1, -1)
+    torch.testing.assert_close(sc.conv2d("sum(w*x)", same, w, backend=backend), F.conv2d(same.contiguous(), w))

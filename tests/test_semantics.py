@@ -1,0 +1,225 @@
+"""The semantics table (design, section 3): one test per rule, values and gradients, on every backend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import random
+from torch import Tensor
+
+import symconv as sc
+from symconv.errors import DerivativeError
+
+inf, nan = torch.inf, torch.nan
+
+
+def window(formula: str, values: list[float], backend: str, w: list[float] | None = None, **options: object) -> tuple:
+    """The value of a formula for one window, and its gradients for x and w."""
+    dtype = options.pop("dtype", torch.float64)
+    x = torch.tensor(values, dtype=dtype).reshape(1, 1, -1).requires_grad_()
+    weight = torch.tensor(w or [0.0] * len(values), dtype=dtype).reshape(1, 1, -1).requires_grad_()
+    if "w" in formula.replace("where", ""):
+        y = sc.conv1d(formula, x, weight, backend=backend, **options)
+    else:
+        y = sc.conv1d(formula, x, kernel_size=len(values), out_channels=1, backend=backend, **options)
+    grads = torch.autograd.grad(y.sum(), (x, weight), allow_unused=True)
+    return (y.item(), *(None if g is None else g.flatten().tolist() for g in grads))
+
+
+def test_elementwise_maximum_shares_a_tie(backend: str) -> None:
+    assert window("sum(max(x, w))", [1.0, 2.0], backend, [1.0, 1.0]) == (3.0, [0.5, 1.0], [0.5, 0.0])
+    assert window("sum(min(x, w))", [1.0, 2.0], backend, [1.0, 1.0]) == (2.0, [0.5, 0.0], [0.5, 1.0])
+    # Three at a tie, pairwise: the shares still sum to 1.
+    value, grad_x, grad_w = window("sum(max(x, w, 0))", [0.0], backend, [0.0])
+    assert value == 0
+    assert 0 < grad_x[0] + grad_w[0] < 1
+    x = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(sc.conv1d("sum(max(x, 2*x, 3*x) - 2*x)", x, kernel_size=1, out_channels=1), x)
+    assert abs(grad.item()) <= 1
+
+
+def test_max_reduction_gives_a_tie_to_the_first_tap(backend: str) -> None:
+    assert window("max(x)", [1.0, 3.0, 3.0], backend)[:2] == (3.0, [0.0, 1.0, 0.0])
+    assert window("min(x)", [2.0, 1.0, 1.0], backend)[:2] == (1.0, [0.0, 1.0, 0.0])
+    # Scan order is channel, then tap: the last tap of channel 0 comes before the first of channel 1.
+    x = torch.tensor([[[0.0, 5.0], [5.0, 5.0]]], dtype=torch.float64, requires_grad=True)
+    y = sc.conv1d("max(x)", x, kernel_size=2, out_channels=1, backend=backend)
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [[[0.0, 1.0], [0.0, 0.0]]]
+
+
+def test_max_ties_agree_with_max_pool(backend: str) -> None:
+    x = torch.randint(0, 3, (2, 3, 9, 9)).double().requires_grad_()
+    ours = sc.pool2d("max(x)", x, 3, stride=2, padding=1, backend=backend)
+    theirs = torch.nn.functional.max_pool2d(x, 3, 2, 1)
+    direction = torch.randn_like(ours)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(torch.autograd.grad(ours, x, direction)[0], torch.autograd.grad(theirs, x, direction)[0])
+
+
+def test_many_channels_keep_the_first_maximum(backend: str) -> None:
+    x = torch.ones(1, 40, 70, 70, dtype=torch.float64, requires_grad=True)  # more than one block of channels
+    y = sc.conv2d("max(x)", x, kernel_size=3, out_channels=2, stride=3, backend=backend)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad[:, 1:].abs().sum() == 0
+    assert grad[0, 0, ::3, ::3][:23, :23].eq(2).all()
+
+
+def test_abs_and_sign_at_zero(backend: str) -> None:
+    assert window("sum(abs(x))", [0.0, -2.0], backend)[:2] == (2.0, [0.0, -1.0])
+    assert window("sum(sign(x))", [0.0, -2.0, 3.0], backend)[:2] == (0.0, [0.0, 0.0, 0.0])
+
+
+def test_prod_with_zeros(backend: str) -> None:
+    assert window("prod(x)", [2.0, 3.0, 4.0], backend)[:2] == (24.0, [12.0, 8.0, 6.0])
+    assert window("prod(x)", [2.0, 0.0, 4.0], backend)[:2] == (0.0, [0.0, 8.0, 0.0])
+    assert window("prod(x)", [0.0, 0.0, 4.0], backend)[:2] == (0.0, [0.0, 0.0, 0.0])
+    # An exponential underflows to an exact zero although SymPy knows that it is positive.
+    assert window("prod(exp(x))", [-1e4, 1.0, 2.0], backend)[0] == 0.0
+
+
+def test_prod_keeps_nan_and_inf_beside_a_zero(backend: str) -> None:
+    for bad in (nan, inf):
+        assert torch.tensor(window("prod(x)", [0.0, bad], backend)[0]).isnan()
+
+
+def test_norm_at_zero(backend: str) -> None:
+    assert window("norm(x)", [0.0, 0.0], backend)[:2] == (0.0, [0.0, 0.0])
+    assert window("norm(x)", [3.0, 4.0], backend)[:2] == (5.0, [0.6, 0.8])
+
+
+def test_logsumexp_and_softmax_of_nothing(backend: str) -> None:
+    value, grad, _ = window("logsumexp(x)", [-inf, -inf], backend)
+    assert (value, grad) == (-inf, [0.0, 0.0])
+    value, grad, _ = window("sum(softmax(x))", [-inf, -inf], backend)
+    assert (value, grad) == (0.0, [0.0, 0.0])
+    value, grad, _ = window("logsumexp(x)", [-inf, 1.0], backend)
+    assert (value, grad) == (1.0, [0.0, 1.0])
+
+
+@pytest.mark.parametrize(("dtype", "large"), [(torch.float32, 1e4), (torch.float16, 50.0), (torch.bfloat16, 50.0)])
+def test_logsumexp_is_shifted(backend: str, dtype: torch.dtype, large: float) -> None:
+    for sign in (1, -1):
+        value, grad, _ = window("logsumexp(x)", [sign * large, sign * large], backend, dtype=dtype)
+        assert value == pytest.approx(sign * large + 0.6931, rel=1e-2)
+        assert grad == pytest.approx([0.5, 0.5], rel=1e-3)
+
+
+def test_logsumexp_finds_a_small_value_behind_minus_infinity(backend: str) -> None:
+    assert window("logsumexp(x)", [-inf, -500.0], backend, dtype=torch.float32)[0] == -500.0
+    assert window("logsumexp(x)", [inf, -500.0], backend)[0] == inf
+    assert torch.tensor(window("logsumexp(x)", [nan, -500.0], backend)[0]).isnan()
+
+
+def test_where_leaks_nothing_from_the_other_branch(backend: str) -> None:
+    assert window("sum(where(x > 0, log(x), 0))", [1.0, 0.0, -1.0], backend)[:2] == (0.0, [1.0, 0.0, 0.0])
+    assert window("sum(where(x > 0, sqrt(x), x))", [4.0, 0.0], backend)[:2] == (2.0, [0.25, 1.0])
+    assert window("a = 1/x\nsum(where(x == 0, x, a))", [2.0, 0.0], backend)[:2] == (0.5, [-0.25, 1.0])
+    value, grad, _ = window("r = sum(x)\nwhere(r > 0, log(r), r)", [-1.0, 0.0], backend)
+    assert (value, grad) == (-1.0, [1.0, 1.0])
+
+
+def test_steps_pass_no_gradient_and_say_so(backend: str) -> None:
+    for name in ("floor", "ceil", "round", "heaviside"):
+        assert window(f"sum({name}(x))", [0.3, 1.7], backend)[1] == [0.0, 0.0]
+        assert f"no gradient passes through {name}" in str(sc.Kernel(f"sum({name}(x)*x)"))
+    assert "comparisons" in str(sc.Kernel("sum(where(x > 0, x, w))"))
+    assert "no gradient" not in str(sc.Kernel("sum(abs(x))"))
+
+
+def test_a_layer_whose_weight_cannot_learn_warns() -> None:
+    with pytest.warns(sc.SymconvWarning, match="gradient of .* for w is 0 everywhere"):
+        sc.Conv2d("sum(x*floor(w))", 1, 1, 3)
+
+
+@pytest.mark.parametrize("formula", ["sum(x)", "prod(x)", "mean(x)", "max(x)", "min(x)", "logsumexp(x)", "norm(x)"])
+def test_nan_comes_out(backend: str, formula: str) -> None:
+    for position in range(3):
+        values = [1.0, 2.0, 3.0]
+        values[position] = nan
+        assert torch.tensor(window(formula, values, backend)[0]).isnan()
+
+
+def test_nan_stays_where_it_is(backend: str) -> None:
+    x = random(1, 1, 8)
+    x[0, 0, 0] = nan
+    y = sc.conv1d("max(x + w)", x, random(1, 1, 3), backend=backend)
+    assert y.isnan().flatten().tolist() == [True, False, False, False, False, False]
+
+
+def test_elementwise_maximum_keeps_nan(backend: str) -> None:
+    assert torch.tensor(window("sum(max(x, 0))", [nan], backend)[0]).isnan()
+    assert torch.tensor(window("sum(relu(x))", [nan], backend)[0]).isnan()
+
+
+def test_power_at_zero(backend: str) -> None:
+    assert window("prod(abs(x)**w)", [0.0, 2.0], backend, [2.0, 3.0]) == (0.0, [0.0, 0.0], [0.0, 0.0])
+    assert window("sum(x**w)", [0.0], backend, [0.0])[1:] == ([0.0], [0.0])
+    assert window("d: const = 3\nsum(x)**d", [-2.0], backend)[:2] == (-8.0, [12.0])
+
+
+def test_clip_passes_gradient_at_its_bounds_as_torch(backend: str) -> None:
+    assert window("sum(clip(x, -1, 1))", [-2.0, -1.0, 0.0, 1.0, 2.0], backend)[1] == [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert window("sum(relu(x))", [-1.0, 0.0, 1.0], backend)[1] == [0.0, 0.0, 1.0]
+
+
+IDENTITIES = {"sum(x)": 0.0, "prod(x)": 1.0, "max(x)": -inf, "min(x)": inf, "logsumexp(x)": -inf, "mean(x)": 0.0}
+
+
+@pytest.mark.parametrize("formula", IDENTITIES)
+def test_a_window_without_taps_gives_the_identity(backend: str, formula: str) -> None:
+    x = random(1, 1, 2).requires_grad_()
+    y = sc.conv1d(formula, x, kernel_size=1, out_channels=1, padding=2, padding_mode="ignore", backend=backend)
+    assert y[0, 0, 0].item() == y[0, 0, -1].item() == IDENTITIES[formula]
+    (grad,) = torch.autograd.grad(y[0, 0, ::5].sum(), x)
+    assert grad.tolist() == [[[0.0, 0.0]]]
+
+
+def test_ignored_taps_do_not_count(backend: str) -> None:
+    x = torch.tensor([[[1.0, 2.0, 6.0]]], dtype=torch.float64)
+    for formula, expected in {
+        "mean(x)": [1.5, 3.0, 4.0],
+        "max(-x)": [-1.0, -1.0, -2.0],
+        "prod(x)": [2.0, 12.0, 12.0],
+        "sum(where(x == 0, 1, 0))": [0.0, 0.0, 0.0],
+    }.items():
+        y = sc.pool1d(formula, x, 3, stride=1, padding=1, backend=backend)
+        torch.testing.assert_close(y.flatten().tolist(), expected)
+
+
+def test_average_pooling_equals_torch(backend: str) -> None:
+    x = random(2, 3, 7, 8)
+    ours = sc.pool2d("mean(x)", x, 3, stride=2, padding=1, backend=backend)
+    torch.testing.assert_close(ours, torch.nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False))
+    ours = sc.pool2d("mean(x)", x, 3, stride=2, padding=1, padding_mode="zeros", backend=backend)
+    torch.testing.assert_close(ours, torch.nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=True))
+
+
+def test_a_constant_window_has_no_variance(backend: str) -> None:
+    x = torch.full((1, 1, 5, 5), 1000.1, dtype=torch.float32)
+    y = sc.pool2d("mean((x - mean(x))**2)", x, 3, stride=1, backend=backend)
+    assert y.abs().max() < 1e-7
+
+
+def test_third_derivatives(backend: str) -> None:
+    x, w = random(1, 1, 3, scale=0.3).requires_grad_(), random(1, 1, 3, scale=0.3).requires_grad_()
+
+    def third(formula: str) -> Tensor:
+        y = sc.conv1d(formula, x, w, backend=backend)
+        (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), x, create_graph=True)
+        return torch.autograd.grad(second.sum(), x)[0]
+
+    expected = (w**3 * -torch.cos(w * x)).flatten()
+    torch.testing.assert_close(third("sum(sin(w*x))").flatten(), expected)
+    with pytest.raises(DerivativeError, match="third derivatives of prod"):
+        third("prod(tan(x + w))")
+
+
+def test_results_are_the_same_bits_every_time(backend: str) -> None:
+    x, w = torch.randn(3, 8, 20, 20, requires_grad=True), torch.randn(16, 8, 3, 3, requires_grad=True)
+    runs = []
+    for _ in range(3):
+        y = sc.conv2d("logsumexp(sin(w*x))", x, w, padding=1, padding_mode="ignore", backend=backend)
+        runs.append((y, *torch.autograd.grad(y.square().sum(), (x, w))))
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(run, runs[0]))
