@@ -30,7 +30,6 @@ from sympy import (
 from sympy import ceiling as ceil
 from sympy import floor as floor
 
-from .check import Report, check
 from .errors import (
     ArgumentError,
     ArgumentTypeError,

@@ -26,7 +26,7 @@ from .errors import ArgumentError, SymconvError
 from .kernel import Kernel
 from .language.symbols import w, x
 from .nn import Conv2d
-from .printers.mathematics import latex_lines
+from .printers.mathematics import MathLatexPrinter
 from .reductions import WindowNode
 
 EPOCHS, BATCH, LEARNING_RATE = 20, 64, 0.01
@@ -164,21 +164,22 @@ def train(
         torch.manual_seed(seed)
         model = make()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-        steps = epochs * math.ceil(len(training.labels) / BATCH)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+        batches = len(training.labels) // BATCH
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * batches)
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
             model.train()
             total = 0.0
-            for batch in torch.randperm(len(training.labels)).split(BATCH):
+            order = torch.randperm(len(training.labels))
+            for batch in order[: batches * BATCH].view(batches, BATCH):  # without the last few: too few to normalise by
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(training.images[batch]), training.labels[batch])
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                total += loss.item() * len(batch)
+                total += loss.item() / batches
             seconds += time.perf_counter() - started
-            losses.append(total / len(training.labels))
+            losses.append(total)
             accuracies.append(_accuracy(model, test))
             report(epoch, losses[-1], accuracies[-1])
     return Result(kernel, model, tuple(losses), tuple(accuracies), seconds)
@@ -271,7 +272,7 @@ def _table(results: list[Result]) -> Table:
     table = Table()
     table.add_column("layer", no_wrap=True)
     table.add_column("formula", no_wrap=True)
-    for heading in ("test accuracy", "training [s]", "parameters"):
+    for heading in ("test accuracy", "seconds", "parameters"):
         table.add_column(heading, justify="right")
     for result in results:
         table.add_row(
@@ -314,21 +315,22 @@ CUT = 0.5
 def _draw(results: list[Result], test: Digits, picture: Path) -> None:
     figure = _required("matplotlib.figure").Figure(figsize=(19, 3.5 * len(results)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    figure.suptitle("Three formulas and a convolution learn to read handwritten digits", fontsize=20)
     digit = test.images[int((test.labels == 3).nonzero()[0])]
     rows = figure.subfigures(len(results), 1, squeeze=False)[:, 0]
     for row, result, colour in zip(rows, results, COLOURS):
-        formula = next(line for line in latex_lines(result.kernel.formula) if line.startswith("y"))
-        row.suptitle(f"{result.kernel.name}:  ${formula.replace('&', '')}$", fontsize=17, color=colour)
+        row.suptitle(f"{result.kernel.name}:  $y = {_mathtext(result.kernel.expr)}$", fontsize=17, color=colour)
         axes = row.subplots(1, 7, width_ratios=(1.15, 1.15, 1.1, 0.45, 1.0, 1.2, 1.2))
         _draw_tap(axes[0], axes[1], tap_function(result.kernel))
         _draw_filters(axes[2], result)
         _draw_digit(axes[3], axes[4], result, digit)
         for other in results:
             front = other is result
-            style = dict(color=colour if front else GREY, lw=2.2 if front else 1, marker="o", ms=3.5 if front else 1.5)
+            colours = {"color": colour if front else GREY, "zorder": 2 + front}
+            style = {**colours, "marker": "o", "lw": 2.2 if front else 1, "ms": 3.5 if front else 1.5}
             epochs = range(1, len(other.losses) + 1)
-            axes[5].semilogy(epochs, other.losses, zorder=2 + front, **style)
-            axes[6].plot(epochs, [100 * value for value in other.accuracies], zorder=2 + front, **style)
+            axes[5].semilogy(epochs, other.losses, **style)
+            axes[6].plot(epochs, [100 * value for value in other.accuracies], **style)
         _label_training(axes[5], axes[6], results, result)
     figure.savefig(picture, dpi=110)
 
@@ -345,12 +347,12 @@ def _draw_tap(surface: Any, curves: Any, tap: sp.Expr) -> None:
     np = _required("numpy")
     horizontal, vertical = np.linspace(-1, 1, 301), np.linspace(-2, 2, 301)
     values = sp.lambdify((x, w), tap, "numpy")(horizontal[None, :], vertical[:, None])
-    limit = float(np.quantile(np.abs(values), 0.95))  # tan has poles
-    edges = dict(cmap="RdBu_r", vmin=-limit, vmax=limit, shading="nearest", rasterized=True)
-    mesh = surface.pcolormesh(horizontal, vertical, values, **edges)
-    surface.figure.colorbar(mesh, ax=surface, pad=0.02, extend="both" if abs(values).max() > limit else "neither")
+    largest = float(np.abs(values).max())
+    limit = min(largest, 5 * float(np.median(np.abs(values))))  # tan has poles
+    mesh = surface.pcolormesh(horizontal, vertical, values, cmap="RdBu_r", vmin=-limit, vmax=limit, rasterized=True)
+    surface.figure.colorbar(mesh, ax=surface, pad=0.02, extend="both" if largest > limit else "neither")
     surface.axhline(CUT, color="black", lw=1, ls="--")
-    surface.set(xlabel="x", ylabel="w", title=f"at a tap: f = ${sp.latex(tap)}$")
+    surface.set(xlabel="x", ylabel="w", title=f"at a tap: f = ${_mathtext(tap)}$")
 
     lines = (("f", tap, "-"), ("∂f/∂x", sp.diff(tap, x), "--"), ("∂f/∂w", sp.diff(tap, w), ":"))
     for (name, expr, style), colour in zip(lines, ("black", COLOURS[1], COLOURS[0])):
@@ -358,8 +360,14 @@ def _draw_tap(surface: Any, curves: Any, tap: sp.Expr) -> None:
         curves.plot(horizontal, np.broadcast_to(along, horizontal.shape), style, color=colour, lw=2.2, label=name)
     curves.axhline(0, color=GREY, lw=0.8, zorder=0)
     curves.margins(x=0, y=0.1)
-    curves.set(xlabel="x", title=f"f and its derivatives at w = {CUT}")
+    curves.set(xlabel="x", title=f"along the dashed line, w = {CUT}")
     curves.legend(fontsize=9)
+
+
+def _mathtext(expr: sp.Expr) -> str:
+    """LaTeX for matplotlib, which neither stretches bars nor spaces operators."""
+    text = MathLatexPrinter().doprint(expr).replace("_{c,t} ", r"_{c,t}\,\,")
+    return text.replace(r"\left|", "|").replace(r"\right|", "|")
 
 
 def _mosaic(tiles: Tensor) -> Any:

@@ -34,6 +34,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["below_cut"] = _below_cut
     environment.filters["statement"] = _statement
+    environment.filters["prose"] = _prose
     return environment
 
 
@@ -51,6 +52,15 @@ def _below_cut(text: str) -> str:
     """The part of a static header that generated files copy: all below the line that says so."""
     _, _, rest = text.partition("-- cut here")
     return rest.partition("\n")[2].strip("\n")
+
+
+def _prose(text: str, indent: int, mark: str = "", width: int = 118) -> str:
+    """A line of a docstring or, with a mark, of a comment; broken at spaces where it is too long."""
+    margin = " " * indent + mark
+    wrap = textwrap.TextWrapper(
+        width, initial_indent=margin, subsequent_indent=margin + " " * 4, break_long_words=False, break_on_hyphens=False
+    )
+    return wrap.fill(text)
 
 
 def _statement(text: str, indent: int, width: int = 118) -> str:

@@ -67,8 +67,11 @@ def describe(kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
         "version": __version__,
         "formula": kernel.text.splitlines(),
         "gradients": [(operand.name, _text(gradient)) for operand, gradient in derivatives.items()],
-        "gradient_note": "".join(f"\n({note})" for note in notes),
-        "operations": operations_line(schedule),
+        "notes": notes,
+        "operations": [
+            ("forward", operations_line(schedule.forward)),
+            ("backward", operations_line(schedule.backward)),
+        ],
         "names": names,
         "width": max(len(name) for name, _ in names),
         "signature": ", ".join([*tensors, *numbers]),
@@ -83,13 +86,9 @@ def operations(sweeps: Sequence[Sweep]) -> Counter[str]:
     return sum((sweep.taps.operations for sweep in sweeps), Counter())
 
 
-def operations_line(schedule: Schedule) -> str:
-    """The operations at one tap, forward and backward, on one line."""
-
-    def line(counts: Counter[str]) -> str:
-        return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
-
-    return f"forward {line(operations(schedule.forward))}; backward {line(operations(schedule.backward))}"
+def operations_line(sweeps: Sequence[Sweep]) -> str:
+    """The operations at one tap on one line."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(operations(sweeps).items())) or "none"
 
 
 def _meaning(operand: Operand) -> str:

@@ -1,0 +1,185 @@
+"""The command line, as a user types it, and the standalone files it writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from click.testing import CliRunner
+from oracles import random, same_values_and_gradients
+
+import symconv as sc
+from symconv.cli import main
+from symconv.eject import standalone
+
+
+def run(*args: str, code: int = 0, **options: object) -> str:
+    result = CliRunner().invoke(main, list(args), **options)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_help_names_every_command() -> None:
+    text = run("--help")
+    for command in ("cache", "check", "demo", "doctor", "generate", "show"):
+        assert command in text
+        assert run(command, "--help")
+
+
+def test_show() -> None:
+    text = run("show", "-sum(abs(x - w))")
+    assert "sign(x - w)" in text
+    assert "def gradient_tap" in text
+    assert "operation" in text
+    assert "\x1b" not in text
+    assert "def gradient_tap" not in run("show", "--no-code", "-sum(abs(x - w))")
+    assert r"\prod_{c,t}" in run("show", "--latex", "prod(tan(x + w))")
+    assert "logsumexp" in run("show", "--no-code", "-", input="beta: const = 5\nlogsumexp(beta*(x + w))/beta\n")
+
+
+def test_errors_are_messages_not_tracebacks() -> None:
+    text = run("show", "sum(xx*w)", code=1)
+    assert "did you mean 'x'" in text
+    assert "^^" in text
+    assert "Traceback" not in text
+
+
+def test_check() -> None:
+    text = run("check", "max(x + w)")
+    assert "all agree" in text
+    assert "FAIL" not in text
+
+
+def test_a_failing_check_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    import symconv.check
+
+    monkeypatch.setattr(symconv.check, "reference", lambda *args: torch.zeros(()))
+    assert "DISAGREEMENT" in run("check", "sum(w*x)", code=1)
+
+
+def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from symconv.backends.torch import TorchKernel
+
+    right = TorchKernel.backward
+
+    def wrong(self: TorchKernel, *args: object) -> tuple[torch.Tensor | None, ...]:
+        return tuple(None if grad is None else grad * 1.001 for grad in right(self, *args))
+
+    monkeypatch.setattr(TorchKernel, "backward", wrong)
+    report = sc.Kernel("prod(tan(x + w))").check()
+    assert not report.ok
+    assert [row.ok for row in report.rows if row.quantity.startswith("values")] == [True] * 4
+
+
+def test_check_counts_kinks() -> None:
+    report = sc.Kernel("sum(floor(3*x)*w)").check()
+    assert report.ok
+    assert "gradient for x" in str(report)
+
+
+def test_doctor() -> None:
+    text = run("doctor")
+    assert "torch" in text
+    assert "backend torch" in text
+    assert "runs" in text
+
+
+def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYMCONV_CACHE_DIR", str(tmp_path / "cache"))
+    assert str(tmp_path) in run("cache", "path")
+    assert "0 entries" in run("cache", "info")
+    run("show", "sum(w*x*0.3217)")
+    assert "0.3217" in run("cache", "list")
+    assert "removed 1 entries" in run("cache", "prune", "--size", "0")
+    run("show", "sum(w*x*0.3218)")
+    run("cache", "clear", code=1, input="n\n")
+    assert "removed" in run("cache", "clear", "--yes")
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "symconv", "--version"], capture_output=True, text=True, check=True)
+    assert sc.__version__ in done.stdout
+
+
+# -- Standalone files ----------------------------------------------------------------------------------------------
+
+
+def imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EJECTED = {
+    "tangent": "prod(tan(x + w)) + b",
+    "several": "v: weight\nbeta: const = 2\np: param[o] = 0.5\nq: param\ns: param[t]\n"
+    "logsumexp(beta*(x + w*s))*p + q*sum(v*x)",
+    "extremum": "max(x + w) - min(x - w)",
+}
+
+
+@pytest.mark.parametrize("name", EJECTED)
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "ignore", "constant"])
+def test_a_standalone_layer_gives_the_same_numbers(tmp_path: Path, name: str, mode: str) -> None:
+    path = tmp_path / f"{name}.py"
+    run("generate", EJECTED[name], "-o", str(path), "--name", "Ejected")
+    options = {"kernel_size": (3, 2), "stride": (1, 2), "padding": 1, "groups": 2, "padding_mode": mode}
+    with pytest.warns() if mode == "zeros" else pytest.MonkeyPatch.context():
+        ours = sc.Conv2d(sc.Kernel(EJECTED[name]), 4, 6, dtype=torch.float64, padding_value=0.5, **options)
+    theirs = imported(path).Ejected(4, 6, dtype=torch.float64, padding_value=0.5, **options)
+    theirs.load_state_dict(ours.state_dict())
+    for x in (random(2, 4, 5, 6), random(4, 5, 6)):
+        same_values_and_gradients(ours, theirs, (x,))
+    x = random(2, 4, 5, 6)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours(x).sum(), [*ours.parameters()]),
+        torch.autograd.grad(theirs(x).sum(), [*theirs.parameters()]),
+    )
+    y = theirs(x.requires_grad_()).sum()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
+def test_a_standalone_pool(tmp_path: Path) -> None:
+    path = tmp_path / "pool.py"
+    path.write_text(standalone(sc.Kernel("beta: const = 2\nsum(x*softmax(beta*x))"), "SoftPool", 1))
+    ours, theirs = (
+        sc.Pool1d("beta: const = 2\nsum(x*softmax(beta*x))", 3, 2, beta=4),
+        imported(path).SoftPool(3, 2, beta=4),
+    )
+    x = torch.randn(2, 3, 9)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert torch.equal(theirs(x[0]), theirs(x)[0])
+
+
+def test_a_standalone_file_imports_only_torch(tmp_path: Path) -> None:
+    path = tmp_path / "layer.py"
+    run("generate", "-sum(abs(x - w)) + b", "-o", str(path))
+    program = (
+        "import sys; sys.modules['symconv'] = sys.modules['sympy'] = sys.modules['jinja2'] = None\n"
+        "import torch, layer\n"
+        "model = layer.Layer(3, 4, 3, padding='same')\n"
+        "y = model(torch.randn(1, 3, 8, 8)); y.sum().backward(); print(tuple(y.shape), model.weight.grad.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("(1, 4, 8, 8)"), done.stderr
+    assert "exists" in run("generate", "sum(w*x)", "-o", str(path), code=2)
+    assert "imports only torch" in run("generate", "sum(w*x)", "-o", str(path), "--force")
+    assert run("generate", "sum(w*x)").startswith('"""sum(w*x)')
+
+
+def test_what_cannot_be_written_is_refused() -> None:
+    for mistake in (
+        lambda: standalone(sc.Kernel("sum(w*x)"), "not a name"),
+        lambda: standalone(sc.Kernel("sum(w*x*dz)"), rank=2),
+        lambda: standalone(sc.Kernel("beta: const\nsum(beta*w*x)")),
+        lambda: standalone(sc.Kernel("sum(w*x)", init=torch.nn.init.zeros_)),
+    ):
+        with pytest.raises(sc.ArgumentError):
+            mistake()
