@@ -5,11 +5,12 @@ Run it with `symconv demo`.  To use a kernel of your own, copy `TANGENT_PRODUCT`
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def train(
     """
     training, test = data
     losses, accuracies, seconds = [], [], 0.0
-    with torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
         optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
@@ -183,6 +184,17 @@ def train(
             accuracies.append(_accuracy(model, test))
             report(epoch, losses[-1], accuracies[-1])
     return Result(kernel, model, tuple(losses), tuple(accuracies), seconds)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Tensors as small as these gain nothing from more threads, which on a busy machine wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()
@@ -224,7 +236,7 @@ def demo(picture: Path, epochs: int | None = None, seed: int = 0) -> list[Result
         console.print(str(kernel), markup=False, soft_wrap=True)
         console.print()
 
-    console.print(f"The same small network around each of them, {epochs} epochs:\n", style="bold")
+    console.print(f"The same small network around each of them, epochs: {epochs}\n", style="bold")
     results = _train_all(console, data, epochs, seed)
     baseline = train(_linear, CONVOLUTION, data, epochs, seed, lambda *_: None)
 
@@ -236,7 +248,10 @@ def demo(picture: Path, epochs: int | None = None, seed: int = 0) -> list[Result
     )
     for result in results:
         if result.accuracy < TARGET:
-            console.print(f"{result.kernel.name} did not reach {TARGET:.0%} in {epochs} epochs.", style="yellow")
+            console.print(
+                f"{result.kernel.title} stayed below {TARGET:.0%} (epochs: {epochs}).",
+                style="yellow",
+            )
 
     _draw(results, data[1], picture)
     console.print(f"\nThe picture: {picture}", markup=False, soft_wrap=True)
@@ -255,9 +270,9 @@ def _train_all(console: Console, data: tuple[Digits, Digits], epochs: int, seed:
     results = []
     with Progress(*shown, console=console, disable=not console.is_terminal) as progress:
         for kernel, layer in contenders():
-            task = progress.add_task(f"{kernel.name:15}", total=epochs, state="")
+            task = progress.add_task(f"{kernel.title:15}", total=epochs, state="")
 
-            def report(epoch: int, loss: float, accuracy: float, task: Any = task, name: Any = kernel.name) -> None:
+            def report(epoch: int, loss: float, accuracy: float, task: Any = task, name: Any = kernel.title) -> None:
                 state = f"loss {loss:.3f}, test accuracy {accuracy:6.1%}"
                 progress.update(task, completed=epoch, state=state)
                 if not console.is_terminal and (epoch % every == 0 or epoch == epochs):
@@ -276,7 +291,7 @@ def _table(results: list[Result]) -> Table:
         table.add_column(heading, justify="right")
     for result in results:
         table.add_row(
-            result.kernel.name,
+            result.kernel.title,
             result.kernel.text.splitlines()[-1],
             f"{result.accuracy:.1%}",
             f"{result.seconds:.1f}",
@@ -314,12 +329,12 @@ CUT = 0.5
 
 def _draw(results: list[Result], test: Digits, picture: Path) -> None:
     figure = _required("matplotlib.figure").Figure(figsize=(19, 3.5 * len(results)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
     figure.suptitle("Three formulas and a convolution learn to read handwritten digits", fontsize=20)
     digit = test.images[int((test.labels == 3).nonzero()[0])]
     rows = figure.subfigures(len(results), 1, squeeze=False)[:, 0]
     for row, result, colour in zip(rows, results, COLOURS):
-        row.suptitle(f"{result.kernel.name}:  $y = {_mathtext(result.kernel.expr)}$", fontsize=17, color=colour)
+        row.suptitle(f"{result.kernel.title}:  $y = {_mathtext(result.kernel.expr)}$", fontsize=17, color=colour)
         axes = row.subplots(1, 7, width_ratios=(1.15, 1.15, 1.1, 0.45, 1.0, 1.2, 1.2))
         _draw_tap(axes[0], axes[1], tap_function(result.kernel))
         _draw_filters(axes[2], result)
@@ -416,4 +431,5 @@ def _label_training(loss: Any, accuracy: Any, results: list[Result], result: Res
     for axes in (loss, accuracy):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlim(0.5, len(result.losses) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True)

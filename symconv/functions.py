@@ -110,13 +110,14 @@ maximum = pointwise("maximum", lambda a, b: (share(a, b), share(b, a)))
 minimum = pointwise("minimum", lambda a, b: (share(b, a), share(a, b)))
 #: 1 where z > 0, else 0 (also at 0).
 positive = pointwise("positive", none)
-#: 1 where z == 0, else 0; and z with its zeros replaced by 1.  Opaque on purpose: SymPy "knows" that exp(z) is never 0.
+#: 1 where z == 0, else 0.  Opaque on purpose: SymPy "knows" that exp(z) is never 0, and floats know better.
 is_zero = pointwise("is_zero", none)
-nonzero = pointwise("nonzero", lambda z: (1 - is_zero(z),))
-#: a / r, and 0 where r is 0.
-ratio: Any = pointwise("ratio", lambda a, r: (ratio(1, r), -ratio(ratio(a, r), r)))
-#: exp(e - r), and 0 where r is -inf.
-exp_shifted: Any = pointwise("exp_shifted", lambda e, r: (exp_shifted(e, r), -exp_shifted(e, r)))
+#: 1 where two scan positions are the same, else 0.
+same = pointwise("same", none)
+#: 1 / r, and 0 where r is 0.
+reciprocal: Any = pointwise("reciprocal", lambda r: (-(reciprocal(r) ** 2),))
+#: r, and 0 where r is -inf: what may be subtracted from a logarithm.
+shift = pointwise("shift", lambda r: (sp.S.One,))
 
 #: The number v, as a value of the same dtype as `like`: for functions that take no plain numbers.
 typed = pointwise("typed", none)
@@ -130,7 +131,7 @@ sigmoid: Any = pointwise("sigmoid", lambda z: (sigmoid(z) * (1 - sigmoid(z)),))
 relu = pointwise("relu", lambda z: (positive(z),))
 softplus = pointwise("softplus", lambda z: (sigmoid(z),))
 xlogx = pointwise("xlogx", lambda z: (sp.log(z) + 1,))
-hypot: Any = pointwise("hypot", lambda a, b: (ratio(a, hypot(a, b)), ratio(b, hypot(a, b))))
+hypot: Any = pointwise("hypot", lambda a, b: (a * reciprocal(hypot(a, b)), b * reciprocal(hypot(a, b))))
 clip = pointwise(
     "clip",
     lambda z, lo, hi: (
@@ -257,7 +258,7 @@ _RECORDS = (
     ),
     Function("bspline", bspline, bspline, "", _reference_bspline, ((-2.5, 2.5), (3, 3)), arity=(2, 2)),
     Function("where", _where, sp.Piecewise, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
-    # Parts of derivatives.  The first six are functions of the static header.
+    # Parts of derivatives and of lowered code.  Those with a spelling are functions of the static header.
     Function(
         "share",
         share,
@@ -270,25 +271,9 @@ _RECORDS = (
     ),
     Function("positive", positive, positive, "positive({0})", lambda z: (z > 0) * 1.0, _LINE, (0.0,), flat=True),
     Function("is_zero", is_zero, is_zero, "is_zero({0})", lambda z: (z == 0) * 1.0, _LINE, (0.0,), flat=True),
-    Function("nonzero", nonzero, nonzero, "nonzero({0})", lambda z: torch.where(z == 0, 1.0, z), ((0.2, 2.0),)),
-    Function(
-        "ratio",
-        ratio,
-        ratio,
-        "ratio({0}, {1})",
-        lambda a, r: torch.where(r == 0, 0.0, a / r),
-        ((-2.0, 2.0), (0.2, 2.0)),
-        arity=(2, 2),
-    ),
-    Function(
-        "exp_shifted",
-        exp_shifted,
-        exp_shifted,
-        "exp_shifted({0}, {1})",
-        lambda e, r: torch.exp(e - r),
-        _PLANE,
-        arity=(2, 2),
-    ),
+    Function("same", same, same, "same({0}, {1})", lambda a, b: (a == b) * 1.0, _PLANE, flat=True, arity=(2, 2)),
+    Function("reciprocal", reciprocal, reciprocal, "reciprocal({0})", lambda r: 1 / r, ((0.2, 2.0),)),
+    Function("shift", shift, shift, "shift({0})", lambda r: r, _LINE),
     Function("typed", typed, typed, "{1}.new_full((), {0})", lambda v, like: v, _PLANE, arity=(2, 2)),
     Function(
         "power_slope",
@@ -357,8 +342,7 @@ def readable(expr: sp.Expr) -> sp.Expr:
     plain: dict[type[sp.Basic], Callable[..., sp.Expr]] = {
         share: lambda a, b: sp.Heaviside(a - b, half),
         positive: lambda z: sp.Heaviside(z, 0),
-        ratio: lambda a, r: a / r,
-        exp_shifted: lambda e, r: sp.exp(e - r),
+        reciprocal: lambda r: 1 / r,
         power_slope: lambda a, p: p * a ** (p - 1),
         power_log: lambda a, p: a**p * sp.log(a),
     }

@@ -19,7 +19,7 @@ import sympy as sp
 import torch
 
 from .errors import DerivativeError
-from .functions import case, exp_shifted, is_zero, nonzero, ratio
+from .functions import case, is_zero, reciprocal, same, shift
 
 Adjoint = Callable[[sp.Expr, sp.Expr], tuple[sp.Expr, ...]]
 
@@ -113,7 +113,12 @@ def _refuse(node: sp.Expr, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
 
 def _prod_and_zeros(acc: Accumulators, e: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """The product of the factors that are not 0, and how many are."""
-    return acc.product(nonzero(e)), acc.sum(is_zero(e))
+    return acc.product(_nonzero(e)), acc.sum(is_zero(e))
+
+
+def _nonzero(e: sp.Expr) -> sp.Expr:
+    """e, with 1 in place of 0."""
+    return e + is_zero(e)
 
 
 def _lower_prod(acc: Accumulators, e: sp.Expr) -> sp.Expr:
@@ -123,25 +128,26 @@ def _lower_prod(acc: Accumulators, e: sp.Expr) -> sp.Expr:
 
 def _lower_others(acc: Accumulators, e: sp.Expr) -> sp.Expr:
     product, zeros = _prod_and_zeros(acc, e)
-    return sp.Piecewise((product / e, sp.Eq(zeros, 0)), (product * is_zero(e), sp.Eq(zeros, 1)), (0, True))
+    # Without a zero every tap gets product/e; with one, its tap gets the product, the others 0; with more, all 0.
+    return case(sp.Eq(zeros, 0), product) / _nonzero(e) + case(sp.Eq(zeros, 1), product) * is_zero(e)
 
 
 def _lower_others_slope(acc: Accumulators, e: sp.Expr, v: sp.Expr) -> sp.Expr:
     # sum_{i != j} v_i prod_{k != i, j} e_k, by the number of factors that are exactly 0.
     product, zeros = _prod_and_zeros(acc, e)
-    slope = acc.sum(v / nonzero(e) * (1 - is_zero(e)))
+    slope = acc.sum(v / _nonzero(e) * (1 - is_zero(e)))
     at_zeros = acc.sum(v * is_zero(e))
     here = sp.Eq(is_zero(e), 1)
     return sp.Piecewise(
         (product / e * (slope - v / e), sp.Eq(zeros, 0)),
-        (product * case(here, slope, at_zeros / nonzero(e)), sp.Eq(zeros, 1)),
+        (product * case(here, slope, at_zeros / _nonzero(e)), sp.Eq(zeros, 1)),
         (product * case(here, at_zeros - v), sp.Eq(zeros, 2)),
         (0, True),
     )
 
 
 def _lower_first(acc: Accumulators, e: sp.Expr) -> sp.Expr:
-    return case(sp.Eq(acc.first_max(e)[1], acc.position), 1)
+    return same(acc.first_max(e)[1], acc.position)
 
 
 # -- Values over an explicit axis, for the reference ---------------------------------------------------------------
@@ -208,7 +214,7 @@ REDUCTIONS: dict[str, Reduction] = {
         Reduction(
             "norm",
             Norm,
-            lambda node, up: (up * ratio(node.args[0], node),),
+            lambda node, up: (up * node.args[0] * reciprocal(node),),
             lambda acc, e: sp.sqrt(acc.sum(e**2)),
             _reference_norm,
         ),
@@ -223,7 +229,7 @@ TRANSFORMS: dict[str, Reduction] = {
             "softmax",
             Softmax,
             _softmax_adjoint,
-            lambda acc, e: exp_shifted(e, acc.logsumexp(e)),
+            lambda acc, e: sp.exp(e - shift(acc.logsumexp(e))),
             _filled(-torch.inf, torch.softmax),
             reduces=False,
         ),

@@ -50,7 +50,7 @@ logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
+def cache_root(tmp_path, monkeypatch):
     """The directory of the cache, which does not exist yet; no setting of the developer's reaches the tests."""
     for name in ("SYMCONV_LOCK_TIMEOUT", "SYMCONV_CACHE_SIZE", "SYMCONV_DISABLE_JIT"):
         monkeypatch.delenv(name, raising=False)
@@ -150,7 +150,7 @@ print([y.tolist(), x.grad.tolist(), layer.weight.grad.tolist()])
 """
 
 
-def test_a_second_process_neither_derives_nor_renders(root):
+def test_a_second_process_neither_derives_nor_renders(cache_root):
     first = output(LAYER, PYTHONHASHSEED="1").splitlines()
     second = output(LAYER, "forbid", PYTHONHASHSEED="2").splitlines()
     assert first[0].startswith("INFO symconv prod(tan(x + w)) (torch): built in ")
@@ -261,39 +261,39 @@ def test_nobody_else_can_write_or_enter_whatever_the_umask(tmp_path):
     assert build.count == 1, "and what we wrote is what we accept"
 
 
-def test_somebody_elses_directory_is_refused(root, monkeypatch):
+def test_somebody_elses_directory_is_refused(cache_root, monkeypatch):
     build = Builder()
     Cache().get(KEY, build, "a")
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     for use in (lambda: Cache().get(KEY, build, "a"), Cache().check_owner, Cache().clear, lambda: Cache().prune(0)):
-        with pytest.raises(CacheError, match=rf"{root} belongs to user \d+, not to you .*SYMCONV_CACHE_DIR"):
+        with pytest.raises(CacheError, match=rf"{cache_root} belongs to user \d+, not to you .*SYMCONV_CACHE_DIR"):
             use()
     assert Cache().find(KEY) is None
     with pytest.warns(SymconvWarning, match="belongs to user .* generated anew in each process"):
         assert_kernel_works()
     monkeypatch.undo()
-    assert [entry.key for entry in Cache(root).entries()] == [KEY], "and left as it was"
+    assert [entry.key for entry in Cache(cache_root).entries()] == [KEY], "and left as it was"
 
 
 @pytest.mark.skipif(not is_root, reason="only root can give files away")
 @pytest.mark.parametrize("part", ["", "entries", "building", "locks"])
-def test_a_part_that_was_given_away_is_refused(root, part):
+def test_a_part_that_was_given_away_is_refused(cache_root, part):
     Cache().get(KEY, Builder(), "a")
-    os.chown(root / part, 12345, -1)
+    os.chown(cache_root / part, 12345, -1)
     with pytest.raises(CacheError, match="belongs to user 12345"):
         Cache().get(KEY, Builder(), "a")
 
 
 @pytest.mark.parametrize("bits", [0o720, 0o702, 0o777])
 @pytest.mark.parametrize("part", ["", "entries", "building"])
-def test_a_directory_that_others_may_write_is_refused(root, part, bits):
+def test_a_directory_that_others_may_write_is_refused(cache_root, part, bits):
     Cache().get(KEY, Builder(), "a")
-    (root / part).chmod(bits)
+    (cache_root / part).chmod(bits)
     with pytest.raises(CacheError, match=r"can be written by others; run chmod go-w"):
         Cache().get(KEY, Builder(), "a")
     with pytest.warns(SymconvWarning, match="can be written by others"):
         assert_kernel_works()
-    (root / part).chmod(0o755)
+    (cache_root / part).chmod(0o755)
     assert Cache().get(KEY, None, "a").key == KEY, "reading is no harm, and the remedy works"
 
 
@@ -315,18 +315,18 @@ def test_an_entry_that_others_may_write_is_not_loaded(name):
     assert Cache().find(KEY) is None
 
 
-def test_a_link_of_our_own_in_place_of_the_root_is_followed(root, tmp_path):
+def test_a_link_of_our_own_in_place_of_the_root_is_followed(cache_root, tmp_path):
     (tmp_path / "scratch").mkdir(mode=0o700)
-    root.symlink_to(tmp_path / "scratch")
+    cache_root.symlink_to(tmp_path / "scratch")
     Cache().get(KEY, Builder(), "a")
     assert (tmp_path / "scratch" / "entries" / KEY).is_dir()
 
 
 @pytest.mark.skipif(not is_root, reason="only root can give files away")
-def test_a_link_of_somebody_else_in_place_of_the_root_is_refused(root, tmp_path):
+def test_a_link_of_somebody_else_in_place_of_the_root_is_refused(cache_root, tmp_path):
     (tmp_path / "ours").mkdir(mode=0o700)
-    root.symlink_to(tmp_path / "ours")
-    os.chown(root, 12345, -1, follow_symlinks=False)
+    cache_root.symlink_to(tmp_path / "ours")
+    os.chown(cache_root, 12345, -1, follow_symlinks=False)
     with pytest.raises(CacheError, match="symbolic link of user 12345"):
         Cache().get(KEY, Builder(), "a")
     with pytest.warns(SymconvWarning, match="symbolic link"):
@@ -335,17 +335,19 @@ def test_a_link_of_somebody_else_in_place_of_the_root_is_refused(root, tmp_path)
 
 
 @pytest.mark.parametrize("part", ["entries", "building", "locks"])
-def test_a_link_in_place_of_a_part_is_refused(root, tmp_path, part):
+def test_a_link_in_place_of_a_part_is_refused(cache_root, tmp_path, part):
     Cache().get(KEY, Builder(), "a")
-    shutil.move(root / part, tmp_path / "moved")
-    (root / part).symlink_to(tmp_path / "moved")
+    shutil.move(cache_root / part, tmp_path / "moved")
+    (cache_root / part).symlink_to(tmp_path / "moved")
     with pytest.raises(CacheError, match="is a symbolic link; remove it"):
         Cache().get(OTHER, Builder(), "b")
 
 
-@pytest.mark.parametrize("make", [Path.touch, lambda root: root.symlink_to("nowhere")], ids=["file", "dangling link"])
-def test_a_root_that_is_no_directory_is_refused(root, make):
-    make(root)
+@pytest.mark.parametrize(
+    "make", [Path.touch, lambda cache_root: cache_root.symlink_to("nowhere")], ids=["file", "dangling link"]
+)
+def test_a_root_that_is_no_directory_is_refused(cache_root, make):
+    make(cache_root)
     with pytest.raises(CacheError, match=r"cannot be used.* set SYMCONV_CACHE_DIR"):
         Cache().get(KEY, Builder(), "a")
     with pytest.warns(SymconvWarning, match="cannot be used"):
@@ -428,7 +430,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_entry_is_built_once_more(root, damage):
+def test_a_damaged_entry_is_built_once_more(cache_root, damage):
     cache, build = Cache(), Builder()
     entry = cache.get(KEY, build, "a")
     DAMAGE[damage](entry.path)
@@ -440,7 +442,7 @@ def test_a_damaged_entry_is_built_once_more(root, damage):
     assert not again.path.is_symlink()
     assert cache.get(KEY, build, "a").read("kernel.py") == "x" * 10
     assert build.count == 2
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
 
 
 def test_a_file_outside_the_entry_is_not_even_opened(monkeypatch):
@@ -487,14 +489,14 @@ def test_damaged_entries_are_counted_listed_and_removed(damage):
 # -- Builds that fail -------------------------------------------------------------------------------------------------
 
 
-def test_a_build_that_raises_leaves_nothing(root):
+def test_a_build_that_raises_leaves_nothing(cache_root):
     def build(directory):
         (directory / "kernel.py").write_text("half")
         raise ZeroDivisionError("in the middle")
 
     with pytest.raises(ZeroDivisionError):
         Cache().get(KEY, build, "a")
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
     assert Cache().entries() == []
     assert Cache().get(KEY, Builder(), "a").key == KEY
 
@@ -509,23 +511,25 @@ def test_a_write_that_silently_falls_short_is_noticed(monkeypatch):
     assert Cache().entries() == []
 
 
-def assert_survives_a_full_disk(root):
-    with pytest.raises(CacheError, match=rf"{root} cannot be used: .*No space left on device.* SYMCONV_CACHE_DIR"):
+def assert_survives_a_full_disk(cache_root):
+    with pytest.raises(
+        CacheError, match=rf"{cache_root} cannot be used: .*No space left on device.* SYMCONV_CACHE_DIR"
+    ):
         Cache().get(KEY, Builder(40_000), "a")
     assert Cache().entries() == []
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
     with pytest.warns(SymconvWarning, match="No space left on device"):
         assert_kernel_works()
 
 
-def test_a_full_disk(monkeypatch, root):
+def test_a_full_disk(monkeypatch, cache_root):
     def write_text(path, text, **how):
         path.write_bytes(text.encode()[:4])
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", write_text)
-        assert_survives_a_full_disk(root)
+        assert_survives_a_full_disk(cache_root)
     assert Cache().get(KEY, Builder(), "a").key == KEY
 
 
@@ -607,7 +611,7 @@ print(Cache().get(sys.argv[1], build, "a").read("kernel.py"))
 """
 
 
-def test_processes_that_race_build_once(root, tmp_path):
+def test_processes_that_race_build_once(cache_root, tmp_path):
     with contextlib.ExitStack() as stack:
         racers = [stack.enter_context(process(CACHE_ALONE + RACE, KEY, tmp_path / "log")) for _ in range(6)]
         for racer in racers:
@@ -622,10 +626,10 @@ def test_processes_that_race_build_once(root, tmp_path):
     assert said == {"built": 1, True: 5}, "who waited for another process's build says that it loaded"
     assert (tmp_path / "log").read_text() == "built\n"
     assert [entry.key for entry in Cache().entries()] == [KEY]
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
 
 
-def test_threads_that_race_build_once(root):
+def test_threads_that_race_build_once(cache_root):
     build, found, start = Builder(), [], threading.Barrier(8)
 
     def slowly(directory):
@@ -642,7 +646,7 @@ def test_threads_that_race_build_once(root):
     for thread in threads:
         thread.join()
     assert (found, build.count) == (["x" * 10] * 8, 1)
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
 
 
 def test_threads_that_share_a_new_kernel():
@@ -668,7 +672,7 @@ Cache().get(sys.argv[1], build, "a")
 """
 
 
-def test_a_process_killed_while_it_builds_is_in_nobodys_way(root):
+def test_a_process_killed_while_it_builds_is_in_nobodys_way(cache_root):
     build = Builder()
     for _ in range(2):
         with process(CACHE_ALONE + STUCK, KEY) as stuck:
@@ -678,30 +682,30 @@ def test_a_process_killed_while_it_builds_is_in_nobodys_way(root):
     start = time.monotonic()
     assert Cache().get(KEY, build, "a").read("kernel.py") == "x" * 10
     assert time.monotonic() - start < 10, "no wait for the dead"
-    left = list((root / "building").iterdir())
+    left = list((cache_root / "building").iterdir())
     assert len(left) == 2
     Cache().prune(1e9)
-    assert len(list((root / "building").iterdir())) == 2, "young: it may be another process's build"
+    assert len(list((cache_root / "building").iterdir())) == 2, "young: it may be another process's build"
     for path in left:
         os.utime(path, (time.time() - 2 * cache_module.ABANDONED,) * 2)
     Cache().prune(1e9)
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
     assert [entry.key for entry in Cache().entries()] == [KEY]
 
 
-def test_the_lock_times_out_and_says_which_it_is(root, monkeypatch):
+def test_the_lock_times_out_and_says_which_it_is(cache_root, monkeypatch):
     monkeypatch.setenv("SYMCONV_LOCK_TIMEOUT", "0.1")
     with process(CACHE_ALONE + STUCK, KEY) as stuck:
         assert stuck.stdout.readline() == "building\n"
         with pytest.raises(CacheError, match=r"waited 0\.1 s for the lock .*SYMCONV_LOCK_TIMEOUT") as caught:
             Cache().get(KEY, Builder(), "a")
-        [lock] = (root / "locks").iterdir()
+        [lock] = (cache_root / "locks").iterdir()
         assert str(lock) in str(caught.value)
         assert Cache().get(OTHER, Builder(), "b").key == OTHER, "other kernels do not wait"
     assert Cache().get(KEY, Builder(), "a").key == KEY
 
 
-def test_a_kernel_works_while_another_process_hangs(root, monkeypatch):
+def test_a_kernel_works_while_another_process_hangs(cache_root, monkeypatch):
     kernel = sc.Kernel("sum(w*x)*2.25")
     backends.cache_clear()
     kernel.source()
@@ -714,13 +718,13 @@ def test_a_kernel_works_while_another_process_hangs(root, monkeypatch):
             assert_kernel_works(kernel)
 
 
-def test_lock_files_do_not_pile_up(root):
+def test_lock_files_do_not_pile_up(cache_root):
     cache = Cache()
     cache._make_directories()
     for number in range(400):
         with cache._lock(content_key({"number": str(number)})):
             pass
-    assert len(list((root / "locks").iterdir())) <= 256
+    assert len(list((cache_root / "locks").iterdir())) <= 256
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -768,7 +772,7 @@ def test_a_file_system_without_locks(monkeypatch):
         Cache().get(KEY, Builder(), "a")
 
 
-def test_where_locks_do_not_reach_the_first_builder_wins(root):
+def test_where_locks_do_not_reach_the_first_builder_wins(cache_root):
     """Two machines on a network file system whose locks are local: both build, and both have an entry."""
     other, build = Builder(), Builder()
 
@@ -781,7 +785,7 @@ def test_where_locks_do_not_reach_the_first_builder_wins(root):
     assert build.count == 1
     assert Cache().get(KEY, other, "a").read("kernel.py")
     assert other.count == 0
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
 
 
 OVERTAKE = """
@@ -837,7 +841,7 @@ def test_a_hit_makes_an_entry_young_again():
     assert names_in(cache) == ["c", "a"]
 
 
-def test_a_build_prunes_and_keeps_what_it_built(root, monkeypatch):
+def test_a_build_prunes_and_keeps_what_it_built(cache_root, monkeypatch):
     filled("a", "b", "c")
     monkeypatch.setenv("SYMCONV_CACHE_SIZE", "3000")
     cache = filled("d")
@@ -845,7 +849,7 @@ def test_a_build_prunes_and_keeps_what_it_built(root, monkeypatch):
     monkeypatch.setenv("SYMCONV_CACHE_SIZE", "0")
     cache = filled("large")
     assert names_in(cache) == ["large"], "more than the limit, but just built"
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
 
 
 def test_what_was_built_is_kept_even_when_its_clock_is_behind(monkeypatch):
@@ -893,7 +897,7 @@ def test_an_entry_removed_while_it_is_looked_at_is_built(monkeypatch):
     assert build.count == 2
 
 
-def test_readers_builders_and_cleaners_do_not_disturb_each_other(root):
+def test_readers_builders_and_cleaners_do_not_disturb_each_other(cache_root):
     failures, stop = [], threading.Event()
 
     def repeat(action):
@@ -917,25 +921,25 @@ def test_readers_builders_and_cleaners_do_not_disturb_each_other(root):
     for thread in threads:
         thread.join()
     assert failures == []
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
 
 
-def test_a_missing_directory_is_an_empty_cache(root):
+def test_a_missing_directory_is_an_empty_cache(cache_root):
     cache = Cache()
     assert (cache.entries(), cache.prune(0), cache.clear(), cache.find(KEY)) == ([], [], 0, None)
     cache.check_owner()
-    assert not root.exists(), "looking creates nothing"
+    assert not cache_root.exists(), "looking creates nothing"
 
 
-def test_clear_removes_everything_whole_or_not(root):
+def test_clear_removes_everything_whole_or_not(cache_root):
     cache = filled("a", "b")
-    (root / "entries" / "junk").write_text("")
-    (root / "entries" / "link").symlink_to(root)
-    (root / "entries" / "empty").mkdir()
-    shutil.rmtree(root / "building")
+    (cache_root / "entries" / "junk").write_text("")
+    (cache_root / "entries" / "link").symlink_to(cache_root)
+    (cache_root / "entries" / "empty").mkdir()
+    shutil.rmtree(cache_root / "building")
     assert cache.clear() == 5
-    assert list((root / "entries").iterdir()) == []
-    assert list((root / "building").iterdir()) == []
+    assert list((cache_root / "entries").iterdir()) == []
+    assert list((cache_root / "building").iterdir()) == []
     assert cache.get(KEY, Builder(), "a").key == KEY
 
 
@@ -970,13 +974,13 @@ def test_the_directory_can_start_at_home(monkeypatch, tmp_path):
     assert tmp_path in cache_directory().parents
 
 
-def test_production_refuses_to_build_and_serves_hits(root, monkeypatch):
+def test_production_refuses_to_build_and_serves_hits(cache_root, monkeypatch):
     build = Builder()
     monkeypatch.setenv("SYMCONV_DISABLE_JIT", "1")
-    with pytest.raises(BackendError, match=f"a kernel is not in the cache {root} and SYMCONV_DISABLE_JIT"):
+    with pytest.raises(BackendError, match=f"a kernel is not in the cache {cache_root} and SYMCONV_DISABLE_JIT"):
         Cache().get(KEY, build, "a kernel")
     assert build.count == 0
-    assert not root.exists()
+    assert not cache_root.exists()
     with pytest.raises(BackendError, match="SYMCONV_DISABLE_JIT"):
         assert_kernel_works("sum(w*x)")
     for off in ("0", ""):
@@ -986,9 +990,9 @@ def test_production_refuses_to_build_and_serves_hits(root, monkeypatch):
     assert_kernel_works("sum(w*x)")
 
 
-def test_production_does_not_take_an_unusable_cache_as_leave_to_build(root, monkeypatch):
-    root.mkdir()
-    root.chmod(0o777)
+def test_production_does_not_take_an_unusable_cache_as_leave_to_build(cache_root, monkeypatch):
+    cache_root.mkdir()
+    cache_root.chmod(0o777)
     monkeypatch.setenv("SYMCONV_DISABLE_JIT", "1")
     with pytest.raises(BackendError, match=r"written by others.* SYMCONV_DISABLE_JIT forbids to build"):
         assert_kernel_works()

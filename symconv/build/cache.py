@@ -310,10 +310,7 @@ def _read_own(path: Path) -> bytes:
     """The content of a file that is ours alone.  The open file is checked: nobody can swap it after that."""
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not through a link, not waiting on a pipe
     with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
-        status = os.fstat(file.fileno())
-        _check_ours(path, status)
-        if not stat.S_ISREG(status.st_mode):
-            raise CacheError(f"{path} in the cache is not a regular file")
+        _check_ours(path, os.fstat(file.fileno()))
         return file.read()
 
 

@@ -1,0 +1,89 @@
+"""Every example runs as its docstring says, and shows what it promises."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(name: str, cwd: Path, cache: Path, *arguments: str) -> str:
+    """What an example prints."""
+    # One thread: tests run side by side, and threads that share a core wait for one another.
+    environment = {"SYMCONV_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::symconv.SymconvWarning", str(EXAMPLES / name), *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_tan_product_has_the_right_gradient_also_at_zero(tmp_path: Path, cache: Path) -> None:
+    printed = run("tan_product.py", tmp_path, cache)
+    assert float(re.findall(r"largest difference from unfolding: (\S+)", printed)[0]) < 1e-5
+    gradients = re.findall(r"dy/dx +([\d., ]+)\n +dy/dx by hand +([\d., ]+)\n", printed)
+    assert [ours for ours, _ in gradients] == [by_hand for _, by_hand in gradients]
+    assert [ours for ours, _ in gradients][1:] == ["0.3737, 0.0000, 0.0000", "0.0000, 0.0000, 0.0000"]
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", printed)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == 5
+
+
+def test_adder_learns_the_digits(tmp_path: Path, cache: Path) -> None:
+    pytest.importorskip("sklearn")
+    printed = run("adder.py", tmp_path, cache)
+    assert "(3): Conv2d('adder', 8, 16" in printed
+    accuracies = [float(accuracy) for accuracy in re.findall(r"test accuracy (\S+)%", printed)]
+    assert accuracies[-1] > 93
+
+
+def test_morphology_draws_the_edges_that_scipy_finds(tmp_path: Path, cache: Path) -> None:
+    pytest.importorskip("skimage")
+    image = pytest.importorskip("matplotlib.image")
+    printed = run("morphology.py", tmp_path, cache, "edges.png")
+    assert [float(error) for error in re.findall(r"scipy.ndimage is (\S+)", printed)] == [0, 0]
+    pixels = image.imread(tmp_path / "edges.png")[..., :3]
+    width = pixels.shape[1]
+    for panel in range(3):
+        assert pixels[:, panel * width // 3 : (panel + 1) * width // 3].std() > 0.1
+
+
+def test_inspect_gradients_shows_every_view_of_a_kernel(tmp_path: Path, cache: Path) -> None:
+    printed = run("inspect_gradients.py", tmp_path, cache)
+    for expected in (
+        "∂y/∂x = softmax(",
+        "x: softmax(beta*(x + w))",
+        "dy/dx is -2*w*(x - 1)*exp(-w*(x - 1)**2)",
+        "steeply",
+        "x = 0.5000",
+        r"\begin{aligned}y &= ",
+        "def gradient_tap(",
+        "all agree",
+    ):
+        assert expected in printed
+
+
+def test_examples_are_short_and_all_of_them_are_tested() -> None:
+    examples = sorted(EXAMPLES.glob("*.py"))
+    tests = Path(__file__).read_text(encoding="utf-8")
+    assert examples
+    for example in examples:
+        lines = example.read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 60, example
+        assert lines[0].startswith('"""'), example
+        assert f'run("{example.name}"' in tests, example
