@@ -117,7 +117,7 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
     >>> from symconv.language.parser import parse
     >>> from symconv.language.symbols import x, w
     >>> partials(parse("sum(w*x**2)"))[x].tap
-    2*w*x
+    2*x*w
     """
     chain = Chain(formula.expr)
     upstream: dict[sp.Symbol, sp.Expr] = {}

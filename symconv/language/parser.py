@@ -105,7 +105,7 @@ def parse(text: str) -> Formula:
         FormulaError: for anything outside the grammar, with the place.
 
     >>> parse("sum(w*x) + b").expr
-    b + sum(w*x)
+    b + sum(x*w)
     """
     if not isinstance(text, str):
         raise FormulaError(f"a formula is a str or a SymPy expression, not {type(text).__name__}")
