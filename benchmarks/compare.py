@@ -12,45 +12,19 @@ import argparse
 import itertools
 import json
 import time
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import rich.box
 import torch
 import torch.nn.functional as F
+from memory import PeakBytes
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import symconv as sc
 
 Layer = Callable[[Tensor, Tensor], Tensor]
-
-
-class PeakBytes(TorchDispatchMode):
-    """The most bytes that were alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                storage = tensor.untyped_storage()
-                self.known.add(storage._cdata)
-                self.live += storage.nbytes()
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-        return result
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
 
 
 def unfolded(function: Callable[[Tensor, Tensor], Tensor]) -> Layer:

@@ -21,10 +21,12 @@ from .ops import Call, convolve
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
 
-@functools.lru_cache(maxsize=1024)
+_parsed = functools.lru_cache(maxsize=1024)(Kernel)
+
+
 def as_kernel(kernel: KernelLike, bias: bool | None = None) -> Kernel:
     """A kernel, given as itself, as text or as a SymPy expression; with or without `+ b` as `bias` says."""
-    return (kernel if isinstance(kernel, Kernel) else Kernel(kernel)).with_bias(bias)
+    return (kernel if isinstance(kernel, Kernel) else _parsed(kernel)).with_bias(bias)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # SymPy is not for torch.compile to trace

@@ -172,12 +172,18 @@ class Kernel:
         has = self.formula.operand("b") is not None
         if bias is None or bias == has:
             return self
-        if bias:
-            formula = Formula(self.formula.lines, self.formula.result + b, in_order([*self.formula.operands, b]))
-        else:
-            lines = tuple((name, expr.xreplace({b: sp.S.Zero})) for name, expr in self.formula.lines)
-            operands = in_order(operand for operand in self.formula.operands if operand != b)
-            formula = Formula(lines, self.formula.result.xreplace({b: sp.S.Zero}), operands)
+        return self._without_b if has else self._with_b
+
+    @functools.cached_property
+    def _with_b(self) -> Kernel:
+        formula = Formula(self.formula.lines, self.formula.result + b, in_order([*self.formula.operands, b]))
+        return Kernel(formula.text, self.name, self.init)
+
+    @functools.cached_property
+    def _without_b(self) -> Kernel:
+        lines = tuple((name, expr.xreplace({b: sp.S.Zero})) for name, expr in self.formula.lines)
+        operands = in_order(operand for operand in self.formula.operands if operand != b)
+        formula = Formula(lines, self.formula.result.xreplace({b: sp.S.Zero}), operands)
         return Kernel(formula.text, self.name, self.init)
 
     def tangent(self, names: tuple[str, ...]) -> tuple[Kernel, tuple[str, ...]]:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# The workers share the cores: many small operators on several threads each would wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 # Before symconv is imported anywhere: generated code of the tests stays out of the user's cache.
 os.environ.setdefault("SYMCONV_CACHE_DIR", tempfile.mkdtemp(prefix="symconv-tests-"))
 

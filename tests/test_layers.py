@@ -96,6 +96,7 @@ def test_initialisation() -> None:
     assert torch.equal(ours.weight, theirs.weight)
     assert torch.equal(ours.bias, theirs.bias)
     assert sc.Conv2d(sc.Kernel("max(x + w)", init="zeros"), 1, 2, 3).weight.eq(0).all()
+    assert sc.Conv2d(sc.Kernel("max(x + w)", init="ones"), 1, 2, 3).weight.eq(1).all()  # equal, but not the same
     assert sc.Conv2d(sc.Kernel("max(x + w)", init="zeros"), 1, 2, 3, init="ones").weight.eq(1).all()
     assert sc.Conv2d("max(x + w)", 1, 2, 3, init=lambda weight: nn.init.constant_(weight, 7)).weight.eq(7).all()
     layer = sc.Conv2d("p: param = 2\ns: param[t] = 3\nsum(w*x*s)*p", 1, 2, 3, p=5)

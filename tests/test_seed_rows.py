@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from memory import PeakBytes
 from oracles import random, same_values_and_gradients, unfolded, weights, windows
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import symconv as sc
 
@@ -112,39 +111,11 @@ def test_many_small_networks_with_shared_parameters(backend: str) -> None:
     )
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage that an operator returns, from its making to its end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak = 0, 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):
-                self.count(tensor.untyped_storage())
-        return result
-
-    def count(self, storage: Any) -> None:
-        if storage._cdata in self.known:
-            return
-        self.known.add(storage._cdata)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
-
-    def forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.live -= size
-
-
 def extra_bytes(formula: str, kernel_size: int, backend: str) -> float:
     """Peak bytes of forward and backward beyond inputs, outputs and gradients, as a multiple of these."""
     x = torch.randn(2, 8, 96, 96).requires_grad_()
     w = torch.randn(8, 8, kernel_size, kernel_size).requires_grad_()
-    with LiveBytes() as counter:
+    with PeakBytes() as counter:
         y = sc.conv2d(formula, x, w, padding=kernel_size // 2, padding_mode="ignore", backend=backend)
         y.backward(torch.ones_like(y))
     wanted = 4 * (2 * y.numel() + x.numel() + w.numel())  # y, its gradient, the gradients of x and w
@@ -160,7 +131,7 @@ def test_views_not_copies(backend: str, formula: str) -> None:
 
 def test_the_byte_counter_sees_an_unfolded_copy() -> None:
     x = torch.randn(2, 8, 96, 96)
-    with LiveBytes() as counter:
+    with PeakBytes() as counter:
         F.unfold(x, 7, padding=3)
     assert counter.peak >= 49 * 4 * x.numel()
     assert counter.live == 0

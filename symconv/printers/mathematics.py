@@ -8,6 +8,7 @@ from typing import Any
 import sympy as sp
 from sympy.printing.latex import LatexPrinter
 from sympy.printing.pretty.pretty import PrettyPrinter
+from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
 
 from ..derive import gradients
@@ -63,7 +64,9 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
             body = rf"\left\lVert {self._print(expr.args[0])} \right\rVert"
         else:
             inside = ", ".join(self._print(argument) for argument in expr.args)
-            bare = expr.args[0].is_Symbol or isinstance(expr.args[0], (sp.Abs, sp.Function))
+            first = expr.args[0]
+            bare = first.is_Symbol or isinstance(first, (sp.Abs, sp.Function))
+            bare = bare or (first.is_Mul and not first.could_extract_minus_sign() and not first.has(sp.Add))
             body = _LATEX_WINDOW[type(expr).__name__] + (inside if bare else rf"\left({inside}\right)")
             body = body if exp is None else rf"\left({body}\right)"
         return body if exp is None else f"{body}^{{{exp}}}"
@@ -107,6 +110,14 @@ def latex_lines(formula: Formula) -> list[str]:
 def pretty(formula: Formula, name: str | None = None) -> str:
     """The formula and its partial derivatives as two-dimensional text, with notes on names and on kinks."""
     unicode = _terminal_shows("∑∏∂′")
+    before = pretty_use_unicode(unicode)  # SymPy draws some symbols by this switch, whatever the printer's settings
+    try:
+        return _pretty(formula, name, unicode)
+    finally:
+        pretty_use_unicode(before)
+
+
+def _pretty(formula: Formula, name: str | None, unicode: bool) -> str:
     printer = MathPrettyPrinter(unicode)
     d = "∂" if unicode else "d"
     derivatives = gradients(formula)
@@ -150,7 +161,7 @@ def _equation(printer: MathPrettyPrinter, label: str, expr: sp.Expr) -> str:
 
 def _terminal_shows(characters: str) -> bool:
     try:
-        characters.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+        characters.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
         return False
     return True
