@@ -58,7 +58,7 @@ from .reductions import max_ as max
 from .reductions import min_ as min
 from .version import __version__
 
-#: Everything above.  Some of it hides names of Python's own (sum, max, input): import the module, `import symconv as sc`.
+#: Everything above.  Some names hide Python's own (sum, max, input), so import the module: `import symconv as sc`.
 __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
