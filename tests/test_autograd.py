@@ -150,6 +150,20 @@ def test_operators_pass_torchs_own_check(backend: str) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_everything_stays_on_the_device_of_the_input(formula: str) -> None:
+    """On the meta device an operator refuses to mix devices, as on CUDA; only shapes are computed."""
+    tensors = [torch.empty(shape, device="meta", requires_grad=True) for shape in ((2, 2, 6, 6), (4, 2, 3, 3), (4,))]
+    y = sc.conv2d(formula, *tensors, padding=1, padding_mode="ignore", backend="torch")
+    grads = torch.autograd.grad(y.square().sum(), tensors, create_graph=True)
+    second = torch.autograd.grad(sum(grad.square().sum() for grad in grads), tensors, allow_unused=True)
+    assert y.shape == (2, 4, 6, 6)
+    for tensor, first, again in zip(tensors, grads, second):
+        assert first.shape == tensor.shape
+        assert first.device.type == "meta"
+        assert again is None or again.shape == tensor.shape
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_cuda_tensors(formula: str) -> None:

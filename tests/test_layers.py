@@ -141,6 +141,8 @@ def test_dtypes(backend: str, dtype: torch.dtype) -> None:
 def test_half_precision_accumulates_in_float32(backend: str) -> None:
     x = torch.ones(1, 4096, 1, 1, dtype=torch.float16)
     assert sc.conv2d("sum(x)", x, kernel_size=1, out_channels=1, backend=backend).item() == 4096
+    x = torch.ones(1, 1, 50, 50, dtype=torch.float16)  # one tap after the other: float16 would stop at 2048
+    assert sc.conv2d("sum(x)", x, kernel_size=50, out_channels=1, backend=backend).item() == 2500
     w = torch.ones(1, 1, 1, 1, dtype=torch.float16, requires_grad=True)
     sc.conv2d("sum(w*x)", torch.ones(1, 1, 60, 60, dtype=torch.float16), w, backend=backend).sum().backward()
     assert w.grad.item() == 3600

@@ -162,6 +162,27 @@ def test_clip_passes_gradient_at_its_bounds_as_torch(backend: str) -> None:
     assert window("sum(relu(x))", [-1.0, 0.0, 1.0], backend)[1] == [0.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_offsets_count_input_pixels_from_the_centre(backend: str, size: int, dilation: int) -> None:
+    x = random(2, 3, 11, 12)
+    steps = (torch.arange(size, dtype=x.dtype) - (size - 1) // 2) * dilation
+    weight = torch.exp(-steps[None, :].abs() / 3) * (steps[:, None] + 0.5) + steps[None, :]
+    ours = sc.conv2d(
+        "sum(x*(exp(-abs(dx)/3)*(dy + 0.5) + dx))",
+        x,
+        kernel_size=size,
+        out_channels=1,
+        dilation=dilation,
+        backend=backend,
+    )
+    theirs = torch.nn.functional.conv2d(x, weight.expand(1, 3, size, size), dilation=dilation)
+    torch.testing.assert_close(ours, theirs)
+    volume = random(1, 1, 4, 3, 3)
+    ours = sc.conv3d("sum(x*dz)", volume, kernel_size=3, out_channels=1, backend=backend)
+    torch.testing.assert_close(ours.flatten(), (volume[0, 0, 2:] - volume[0, 0, :2]).sum((1, 2)))
+
+
 IDENTITIES = {"sum(x)": 0.0, "prod(x)": 1.0, "max(x)": -inf, "min(x)": inf, "logsumexp(x)": -inf, "mean(x)": 0.0}
 
 
