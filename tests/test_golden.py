@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import symconv as sc
 from symconv.backends.torch import SOURCE, generate
 from symconv.eject import standalone
+from symconv.language.parser import check_name
 from symconv.render import _statement, render, static_header, template_directory
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -68,6 +70,21 @@ def test_two_files_differ_only_in_their_mathematics() -> None:
     }
     assert len(tails) == 1
     assert static_header("window.py").partition("class Tap")[2].strip() in tails.pop()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_operand_can_hide_a_name_of_the_generated_code(name: str) -> None:
+    kernel = sc.Kernel(KERNELS[name])
+    own = {operand.name for operand in kernel.formula.operands}
+    for node in ast.walk(ast.parse(mathematics(generate(kernel)[SOURCE]))):
+        if isinstance(node, ast.Name) and node.id not in own and not re.fullmatch(r"[uv]\d+", node.id):
+            with pytest.raises(sc.FormulaError):
+                check_name(node.id)
+    for clash in (
+        "u1: weight\nv1: param\nnorm(u1*x)*norm(x) + v1",
+        "f: param\nd: const = 2\nshared: weight\nsum(shared*x*d) + f",
+    ):
+        assert sc.Kernel(clash).check().ok
 
 
 PROGRAM = """

@@ -31,68 +31,17 @@ MAX_LENGTH, MAX_DEPTH, MAX_SIZE, MAX_EXPONENT = 10_000, 64, 5_000, 100
 CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "inf": sp.oo}
 WINDOW_FUNCTIONS = REDUCTIONS | TRANSFORMS
 #: Names that a declaration may not take: they mean something already, here, in PyTorch or in generated code.
-RESERVED = frozenset(
-    [*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES, "Sum", "y"]
-    + [
-        "bias",
-        "weight",
-        "input",
-        "param",
-        "const",
-        "field",
-        "kernel",
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-        "padding_mode",
-    ]
-    + [
-        "padding_value",
-        "out_channels",
-        "in_channels",
-        "backend",
-        "init",
-        "device",
-        "dtype",
-        "torch",
-        "math",
-        "position",
-        "grad_output",
-    ]
-    + [
-        "layout",
-        "block",
-        "kept",
-        "given",
-        "needs",
-        "gradients",
-        "names",
-        "name",
-        "value",
-        "output",
-        "at_taps",
-        "at_windows",
-        "combine",
-    ]
-    + [
-        "forward",
-        "backward",
-        "gradient_tap",
-        "gradient_windows",
-        "itertools",
-        "Layout",
-        "Block",
-        "Tap",
-        "Tensor",
-        "Sum",
-        "Product",
-    ]
-    + ["FirstMax", "LogSumExp", "ImageGradient", "BankGradient", "Iterator", "Sequence", "NamedTuple"]
+RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES, "Sum", "y")) | frozenset(
+    """
+    bias weight input param const field kernel init device dtype backend in_channels out_channels
+    kernel_size stride padding dilation groups padding_mode padding_value
+    grad_output layout block kept given needs gradients names name value output at_taps at_windows like position count
+    forward backward combine gradient_tap gradient_windows torch math itertools zip tuple
+    Layout Block Tap Tensor Product FirstMax LogSumExp ImageGradient BankGradient Iterator Sequence NamedTuple ClassVar
+    """.split()
 )
 #: Names that generated code numbers.
-GENERATED = re.compile(r"(sum|product|max|argmax|logsumexp|value)_\d+|running_.*|(forward|backward)_\d+_.*")
+GENERATED = re.compile(r"(sum|product|max|argmax|logsumexp|value)_\d+|running_.*|(forward|backward|gradient)_.*")
 
 
 def parse(text: str) -> Formula:
