@@ -109,7 +109,7 @@ class Kernel:
         self.name = name
         self.init = init
         self.signature = Signature.of(self.formula)
-        _KERNELS.setdefault(self.text, self)
+        _KERNELS[self.text] = self  # the newest: its name is the one to show
 
     @classmethod
     def from_formula(cls, formula: Formula) -> Kernel:
