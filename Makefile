@@ -24,7 +24,7 @@ types: .venv/installed
 	$(BIN)/mypy
 
 wheel: .venv/installed
-	rm -rf dist
+	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist .
 
 golden: .venv/installed

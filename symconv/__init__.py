@@ -30,6 +30,7 @@ from sympy import (
 from sympy import ceiling as ceil
 from sympy import floor as floor
 
+from .build import key as _key  # noqa: F401 (early: it takes the digest of our source)
 from .errors import (
     ArgumentError,
     ArgumentTypeError,

@@ -29,9 +29,12 @@ def as_kernel(kernel: KernelLike, bias: bool | None = None) -> Kernel:
     return (kernel if isinstance(kernel, Kernel) else _parsed(kernel)).with_bias(bias)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # SymPy is not for torch.compile to trace
 def _signature_fields(kernel: KernelLike, bias: bool | None) -> tuple[Any, ...]:
     return tuple(as_kernel(kernel, bias).signature)
+
+
+# SymPy is not for torch.compile to trace.  See the same line in `backends`.
+_signature_fields._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _signature(kernel: KernelLike, bias: bool | None) -> Signature:

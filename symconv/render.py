@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,22 @@ def template_directory() -> Path:
 
 
 @functools.cache
+def templates() -> dict[str, str]:
+    """The text of every template by its path, read once: what is rendered is what the cache's key was made of."""
+    root = template_directory()
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def _loaded(name: str) -> tuple[str, str, Callable[[], bool]] | None:
+    text = templates().get(name)
+    return None if text is None else (text, str(template_directory() / name), lambda: True)
+
+
+@functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_directory()),
+        loader=jinja2.FunctionLoader(_loaded),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -45,7 +59,7 @@ def render(template: str, **context: Any) -> str:
 
 def static_header(name: str) -> str:
     """The text of a file under `templates/include`."""
-    return (template_directory() / "include" / name).read_text(encoding="utf-8")
+    return templates()[f"include/{name}"]
 
 
 def _below_cut(text: str) -> str:

@@ -31,6 +31,7 @@ from symconv.build import key as key_module
 from symconv.build.cache import MANIFEST, Cache, cache_directory
 from symconv.build.key import content_key, generator_fields
 from symconv.errors import BackendError, CacheError, SymconvWarning
+from symconv.render import template_directory
 
 KEY = content_key({"test": "a"})
 OTHER = content_key({"test": "b"})
@@ -221,19 +222,47 @@ def test_formula_title_and_backend_are_in_the_key():
 
 
 def test_our_own_source_and_the_templates_are_in_the_key(tmp_path, monkeypatch):
+    """A copy of the package, changed in one file at a time, gives another key each time."""
     skip = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "symconv", ignore=skip)
-    shutil.copytree(key_module.template_directory(), tmp_path / "templates", ignore=skip, dirs_exist_ok=True)
-    monkeypatch.setattr(key_module, "__file__", str(tmp_path / "symconv" / "build" / "key.py"))
-    monkeypatch.setattr(key_module, "template_directory", lambda: tmp_path / "templates")
-    found = [generator_fields.__wrapped__()]
+    shutil.copytree(template_directory(), tmp_path / "templates", ignore=skip, dirs_exist_ok=True)
+    program = "from symconv.build.key import *; print(content_key(generator_fields()))"
+
+    def key() -> str:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", program],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    found = [key()]
     for changed in ("symconv/lower.py", "templates/torch/kernel.py.jinja", "templates/include/window.py"):
         with open(tmp_path / changed, "a") as file:
             file.write("\n")
-        found.append(generator_fields.__wrapped__())
-    for one, two in itertools.pairwise(found):
-        assert one["generator"] != two["generator"]
-    assert {"sympy", "jinja2", "torch"} <= found[0].keys()
+        found.append(key())
+    assert len(set(found)) == 4
+    assert {"sympy", "jinja2", "torch", "source", "templates"} <= generator_fields().keys()
+
+
+def test_an_upgrade_on_disk_does_not_change_the_key_of_the_code_that_runs(tmp_path):
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "symconv", ignore=skip)
+    shutil.copytree(template_directory(), tmp_path / "templates", ignore=skip, dirs_exist_ok=True)
+    program = """
+import sys, symconv
+from symconv.build.key import content_key, generator_fields
+before = symconv.build.key._OWN_SOURCE
+open(sys.argv[1], "a").write("\\n")
+assert generator_fields()["source"] == before
+"""
+    subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tmp_path / "symconv" / "lower.py")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=True,
+    )
 
 
 def test_our_own_source_is_read_once_per_process():

@@ -198,7 +198,7 @@ def audit(event, args):
     if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
         done.append([event, str(args[0])])
 
-import torch._dynamo  # which makes a directory of its own, no concern of ours
+import torch
 sys.addaudithook(audit)
 sys.dont_write_bytecode = True
 import symconv

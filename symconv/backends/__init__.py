@@ -86,7 +86,6 @@ def backend(name: str) -> Backend:
     return backends()[name]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend for a call: the one asked for, or for "auto" the first that can run it."""
     if name != "auto":
@@ -98,3 +97,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     [*_, last] = backends().values()
     last.can_run(device, dtype, raise_error=True)
     return last.name
+
+
+# What torch.compiler.assume_constant_result sets; calling that would import torch._dynamo, which takes a second.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]

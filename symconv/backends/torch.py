@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import linecache
 import logging
+import os
 import threading
 import types
 import warnings
@@ -37,7 +38,12 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self) -> None:
-        self._compiled: dict[str, TorchKernel] = {}
+        self._compiled: dict[tuple[str, str], TorchKernel] = {}
+        self._renew_lock()
+        if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
         self._lock = threading.Lock()
 
     def unavailable(self) -> str | None:
@@ -54,10 +60,11 @@ class TorchBackend:
         return self.compile(kernel).source
 
     def compile(self, kernel: Kernel) -> TorchKernel:
+        key = kernel.text, kernel.title
         with self._lock:
-            if kernel.text not in self._compiled:
-                self._compiled[kernel.text] = TorchKernel(*self._generated(kernel))
-            return self._compiled[kernel.text]
+            if key not in self._compiled:
+                self._compiled[key] = TorchKernel(*self._generated(kernel))
+            return self._compiled[key]
 
     def _generated(self, kernel: Kernel) -> tuple[str, str]:
         """The source and the facts of a kernel, from the cache or, where there is none to be had, from memory."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-from ..render import template_directory
+from ..render import templates
 
 #: Raised when the layout of a cache entry changes.
 FORMAT = 1
@@ -31,13 +31,18 @@ def content_key(fields: Mapping[str, str | bytes]) -> str:
     return digest.hexdigest()
 
 
+def _own_source() -> str:
+    package = Path(__file__).resolve().parent.parent
+    sources = {path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.py")}
+    return content_key(sources)
+
+
+#: Taken when symconv is imported: an upgrade on disk must not change the key of the code that runs.
+_OWN_SOURCE = _own_source()
+
+
 @functools.cache
 def generator_fields() -> Mapping[str, str | bytes]:
     """What generated source depends on besides the formula: our own code, the templates and the libraries' versions."""
-    digest = hashlib.sha256()
-    package = Path(__file__).resolve().parent.parent
-    for root, pattern in ((package, "*.py"), (template_directory(), "*")):
-        for path in sorted(path for path in root.rglob(pattern) if path.is_file() and path.suffix != ".pyc"):
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(root)}:{len(content)}:".encode() + content)
-    return {"generator": digest.digest(), **{name: version(name) for name in ("sympy", "mpmath", "jinja2", "torch")}}
+    versions = {name: version(name) for name in ("sympy", "mpmath", "jinja2", "torch")}
+    return {"source": _OWN_SOURCE, "templates": content_key(templates()), **versions}
