@@ -33,7 +33,7 @@ class Layout:
     """
 
     #: Values per temporary: small enough for the cache of a CPU core, large enough to keep an accelerator busy.
-    BLOCK: ClassVar[dict[str, int]] = {"cpu": 2**17}
+    BLOCK: ClassVar[dict[str, int]] = {"cpu": 2**18}
     BLOCK_ELSEWHERE = 2**24
 
     def __init__(
