@@ -175,10 +175,6 @@ class bspline(defined("bspline", _bspline)):  # type: ignore[misc]  # noqa: N801
         return _bspline(slot, self.args[1]).diff(slot).xreplace({slot: self.args[0]}) if argindex == 1 else sp.S.Zero
 
 
-def _where(condition: Any, value: sp.Expr, otherwise: sp.Expr) -> sp.Expr:
-    return case(condition, value, otherwise)
-
-
 def _reference_bspline(z: torch.Tensor, degree: Any) -> torch.Tensor:
     # Truncated powers (de Boor, A Practical Guide to Splines, ch. IX), centred.
     n = int(degree)
@@ -188,7 +184,6 @@ def _reference_bspline(z: torch.Tensor, degree: Any) -> torch.Tensor:
 
 _LINE = ((-2.0, 2.0),)
 _PLANE = ((-2.0, 2.0), (-2.0, 2.0))
-_MANY = (2, 16)
 
 
 def _smooth(cls: type[sp.Basic], domain: tuple[tuple[float, float], ...] = _LINE, name: str = "") -> Function:
@@ -257,7 +252,7 @@ _RECORDS = (
         arity=(3, 3),
     ),
     Function("bspline", bspline, bspline, "", _reference_bspline, ((-2.5, 2.5), (3, 3)), arity=(2, 2)),
-    Function("where", _where, sp.Piecewise, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
+    Function("where", case, sp.Piecewise, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
     # Parts of derivatives and of lowered code.  Those with a spelling are functions of the static header.
     Function(
         "share",

@@ -65,7 +65,7 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
         else:
             inside = ", ".join(self._print(argument) for argument in expr.args)
             first = expr.args[0]
-            bare = first.is_Symbol or isinstance(first, (sp.Abs, sp.Function))
+            bare = first.is_Symbol or isinstance(first, (sp.Abs, sp.Max, sp.Min, sp.Function))
             bare = bare or (first.is_Mul and not first.could_extract_minus_sign() and not first.has(sp.Add))
             body = _LATEX_WINDOW[type(expr).__name__] + (inside if bare else rf"\left({inside}\right)")
             body = body if exp is None else rf"\left({body}\right)"
@@ -94,7 +94,7 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
         symbol = _PRETTY_WINDOW.get(name, name) if self._use_unicode else name
         form = self._print_seq(expr.args, delimiter=", ")
         form = prettyForm(*form.parens())
-        return prettyForm(*form.left(symbol), binding=prettyForm.FUNC)
+        return prettyForm(*form.left(symbol), binding=prettyForm.ATOM)
 
 
 def latex_lines(formula: Formula) -> list[str]:

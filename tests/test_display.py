@@ -1,0 +1,69 @@
+"""Formulas and gradients as mathematics: on a terminal, in LaTeX, in a notebook."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+
+import symconv as sc
+
+
+def printed(kernel: sc.Kernel, encoding: str) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with contextlib.redirect_stdout(stream):
+        print(kernel)
+    stream.seek(0)
+    return stream.read()
+
+
+def test_a_terminal_shows_mathematics() -> None:
+    text = printed(sc.Kernel("-sum(abs(x - w))", name="adder"), "utf-8")
+    assert text.splitlines() == ["adder", "    y = -∑(│x - w│)", "∂y/∂x = -sign(x - w)", "∂y/∂w = sign(x - w)"]
+    text = printed(sc.Kernel("prod(tan(x + w))"), "utf-8")
+    assert "∏(tan(x + w))" in text
+    assert "∏′(e) is the product of e over the other taps" in text
+
+
+def test_an_ascii_terminal_is_spared() -> None:
+    text = printed(sc.Kernel("beta: const = 2\nd = x - w\nlogsumexp(beta*abs(d))/norm(x) + b"), "ascii")
+    assert text.isascii()
+    assert text.startswith("beta: const = 2.0")
+    assert "d = x - w" in text
+    assert "dy/dw" in text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_every_golden_and_odd_kernel_prints(encoding: str) -> None:
+    from test_golden import KERNELS
+    from test_records import coverage
+
+    odd = ["sum(x)**2/norm(x)**3", "1/mean(x) - N*sum(x*w)**0.5", "exp(-sum(x)/2)*max(min(x, 1))", "sum(others(x)*x)"]
+    for kernel in (*map(sc.Kernel, [*KERNELS.values(), *odd]), coverage()):
+        assert "y = " in printed(kernel, encoding)
+        assert kernel.latex()
+
+
+@pytest.mark.parametrize(
+    ("formula", "parts"),
+    {
+        "sum(w*x) + b": [r"y &= \sum_{c,t} w x + b", r"\frac{\partial y}{\partial b} &= 1"],
+        "prod(tan(x + w))": [r"\prod_{c,t} \tan{\left(x + w \right)}", r"\prod_{(c',t') \neq (c,t)}"],
+        "norm(x - w)": [r"\left\lVert x - w \right\rVert"],
+        "max(x + w)": [r"\max_{c,t} \left(x + w\right)", r"\mathbf{1}_{\operatorname{argmax}}"],
+        "mean(max(x, w, 0))": [r"\operatorname*{mean}_{c,t} \max", r"\theta"],
+    }.items(),
+)
+def test_latex(formula: str, parts: list[str]) -> None:
+    kernel = sc.Kernel(formula)
+    assert kernel.latex().startswith(r"\begin{aligned}")
+    for part in parts:
+        assert part in kernel.latex()
+    assert kernel._repr_latex_() == rf"$\displaystyle {kernel.latex()}$"
+
+
+def test_repr_can_be_evaluated() -> None:
+    kernel = sc.Kernel("beta: const = 2\nsum(beta*x)", name="twice")
+    again = eval(repr(kernel), {"Kernel": sc.Kernel})
+    assert (again, again.name) == (kernel, "twice")
