@@ -188,13 +188,7 @@ class Kernel:
 
     def tangent(self, names: tuple[str, ...]) -> tuple[Kernel, tuple[str, ...]]:
         """The directional derivative along the operands `names`, as a kernel, and the names of the directions."""
-        taken = {operand.name for operand in self.formula.operands}
-        dots = {}
-        for name in names:
-            dots[name] = f"{name}_dot"
-            while dots[name] in taken:
-                dots[name] += "_"
-        return Kernel.from_formula(tangent(self.formula, dots)), tuple(dots.values())
+        return _tangent(self.text, names)
 
     # -- How it shows itself -------------------------------------------------------------------------------------
 
@@ -227,3 +221,16 @@ _KERNELS: dict[str, Kernel] = {}
 def kernel_of(text: str) -> Kernel:
     """The kernel of a text, also of a derived one that lacks x."""
     return _KERNELS.get(text) or Kernel.from_formula(parse(text))
+
+
+@functools.lru_cache(maxsize=256)
+def _tangent(text: str, names: tuple[str, ...]) -> tuple[Kernel, tuple[str, ...]]:
+    """Derived once: a gradient penalty asks for it in every step."""
+    formula = kernel_of(text).formula
+    taken = {operand.name for operand in formula.operands}
+    dots = {}
+    for name in names:
+        dots[name] = f"{name}_dot"
+        while dots[name] in taken:
+            dots[name] += "_"
+    return Kernel.from_formula(tangent(formula, dots)), tuple(dots.values())
