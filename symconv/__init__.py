@@ -43,20 +43,42 @@ from .errors import (
     SymconvWarning,
 )
 from .functional import conv1d, conv2d, conv3d, pool1d, pool2d, pool3d
-from .functions import bspline, clip, expm1, gelu, hypot, log1p, relu, sigmoid, silu, sinc, softplus, xlogx
+from .functions import (
+    bspline,
+    clip,
+    detach,
+    expm1,
+    gelu,
+    hypot,
+    log1p,
+    relu,
+    sigmoid,
+    silu,
+    sinc,
+    softplus,
+    ste,
+    xlogx,
+)
 from .functions import case as where
 from .functions import round_ as round
+from .functions import with_slopes as custom_grad
 from .kernel import Kernel
-from .language.symbols import C, N, T, b, c, const, dx, dy, dz, input, o, param, t, w, weight, x
+from .language.symbols import C, N, T, b, c, const, dx, dy, dz, field, input, o, param, t, w, weight, x
 from .nn import Conv1d, Conv2d, Conv3d, Pool1d, Pool2d, Pool3d
+from .reductions import Cov as cov
 from .reductions import LogSumExp as logsumexp
 from .reductions import Mean as mean
+from .reductions import Median as median
 from .reductions import Norm as norm
 from .reductions import Prod as prod
+from .reductions import Quantile as quantile
 from .reductions import Softmax as softmax
+from .reductions import Std as std
 from .reductions import Sum as sum
+from .reductions import Var as var
 from .reductions import max_ as max
 from .reductions import min_ as min
+from . import zoo
 from .version import __version__
 
 #: Everything above.  Some names hide Python's own (sum, max, input), so import the module: `import symconv as sc`.
@@ -99,12 +121,16 @@ __all__ = [
     "conv3d",
     "cos",
     "cosh",
+    "cov",
+    "custom_grad",
+    "detach",
     "dx",
     "dy",
     "dz",
     "erf",
     "exp",
     "expm1",
+    "field",
     "floor",
     "gelu",
     "hypot",
@@ -114,6 +140,7 @@ __all__ = [
     "logsumexp",
     "max",
     "mean",
+    "median",
     "min",
     "norm",
     "o",
@@ -122,6 +149,7 @@ __all__ = [
     "pool2d",
     "pool3d",
     "prod",
+    "quantile",
     "relu",
     "round",
     "sigmoid",
@@ -133,13 +161,17 @@ __all__ = [
     "softmax",
     "softplus",
     "sqrt",
+    "std",
+    "ste",
     "sum",
     "t",
     "tan",
     "tanh",
+    "var",
     "w",
     "weight",
     "where",
     "x",
     "xlogx",
+    "zoo",
 ]

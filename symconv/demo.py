@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError, SymconvError
 from .kernel import Kernel
+from .language.axes import WindowNode
 from .language.symbols import w, x
 from .nn import Conv2d
 from .printers.mathematics import MathLatexPrinter
-from .reductions import WindowNode
 
 EPOCHS, BATCH, LEARNING_RATE = 20, 64, 0.01
 FILTERS, FEATURES = 16, 32

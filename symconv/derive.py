@@ -9,36 +9,27 @@ of its record in `reductions`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import sympy as sp
 
 from .errors import DerivativeError
 from .functions import kinked, native, readable
+from .language.axes import WINDOW, Domain, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula, in_order
-from .language.symbols import Operand
-from .reductions import BY_NODE, Count, Sum, WindowNode
+from .language.symbols import BUILTIN, Access, Operand
+from .reductions import record_of, sum_of
 
-
-@dataclass(frozen=True)
-class Partial:
-    """The derivative of one window's value for one operand.
-
-    Args:
-        tap: the part that arises at each tap; it is added up over the taps that share the operand's element.
-        window: the part that arises once per window.
-    """
-
-    tap: sp.Expr
-    window: sp.Expr
+#: The derivative of one window's value for one operand, by where it arises: along the axes of a domain, where it is
+#: added up over the taps that share the operand's element, or (`WINDOW`) once per window.
+Partial = dict[Domain, sp.Expr]
 
 
 class Chain:
     """A formula as statements: `nodes[symbol]` is a window node of operands and earlier symbols."""
 
     def __init__(self, expr: sp.Expr) -> None:
-        self.nodes: dict[sp.Symbol, WindowNode] = {}
-        self._symbols: dict[WindowNode, sp.Symbol] = {}
+        self.nodes: dict[Value, WindowNode] = {}
+        self._symbols: dict[WindowNode, Value] = {}
         self.result = kinked(self._flatten(expr))
 
     def _flatten(self, expr: sp.Basic) -> sp.Basic:
@@ -49,7 +40,7 @@ class Chain:
             return flat
         flat = flat.func(*(kinked(argument) for argument in flat.args))
         if flat not in self._symbols:
-            symbol = sp.Dummy(f"r{len(self.nodes) + 1}", real=True)
+            symbol = Value(f"(node {len(self.nodes) + 1})", labels_of(flat))
             self.nodes[symbol], self._symbols[flat] = flat, symbol
         return self._symbols[flat]
 
@@ -59,34 +50,30 @@ class Chain:
             expr = expr.xreplace({symbol: node})
         return expr
 
-    def is_tap(self, expr: sp.Basic) -> bool:
-        """Whether the value of `expr` differs between the taps of a window."""
-        return any(self._is_tap_symbol(symbol) for symbol in _outside_reductions(expr))
+    def domain(self, node: WindowNode) -> Domain:
+        """The taps and channels that a node looks at."""
+        return domain(frozenset().union(*map(labels_of, node.args)), node.dims)
 
-    def _is_tap_symbol(self, symbol: sp.Symbol) -> bool:
-        if symbol in self.nodes:
-            return not BY_NODE[type(self.nodes[symbol])].reduces
-        return isinstance(symbol, Operand) and bool(symbol.tap_axes)
-
-    def sum_over_taps(self, expr: sp.Expr) -> sp.Expr:
-        """The sum of `expr` over the window, with the factors that are the same at all taps taken out."""
+    def sum_over(self, expr: sp.Expr, where: Domain, dims: frozenset[str]) -> sp.Expr:
+        """The sum over `dims` of `expr`, a value of the domain `where`, constant factors taken out."""
+        dims = dims.intersection(where.axes)
+        if not dims or expr == 0:
+            return expr
         inside: dict[sp.Expr, sp.Expr] = {}
         for term in sp.Add.make_args(tidy(expr)):
-            factors = sp.Mul.make_args(term)
-            outside = sp.Mul(*(factor for factor in factors if not self.is_tap(factor)))
-            inside[outside] = inside.get(outside, 0) + sp.Mul(*(factor for factor in factors if self.is_tap(factor)))
-        return sp.Add(
-            *(outside * (Sum(total) if self.is_tap(total) else total * Count()) for outside, total in inside.items())
-        )
+            varies = {
+                factor: without(labels_of(factor), dims) != labels_of(factor) for factor in sp.Mul.make_args(term)
+            }
+            outside = sp.Mul(*(factor for factor, each in varies.items() if not each))
+            inside[outside] = inside.get(outside, 0) + sp.Mul(*(factor for factor, each in varies.items() if each))
+        like = where.representatives
+        return sp.Add(*(outside * self._total(total, dims, like) for outside, total in inside.items()))
 
-
-def _outside_reductions(expr: sp.Basic) -> set[sp.Symbol]:
-    """The symbols of `expr` other than those that a reduction has already run over."""
-    if isinstance(expr, WindowNode) and BY_NODE[type(expr)].reduces:
-        return set()
-    if isinstance(expr, sp.Symbol):
-        return {expr}
-    return set().union(*(_outside_reductions(argument) for argument in expr.args))
+    @staticmethod
+    def _total(value: sp.Expr, dims: frozenset[str], like: tuple[Operand, ...]) -> sp.Expr:
+        if value.is_number:
+            return value * sum_of(sp.S.One, dims, *like)
+        return sum_of(value, dims, *like)
 
 
 def tidy(expr: sp.Expr) -> sp.Expr:
@@ -116,45 +103,65 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
 
     >>> from symconv.language.parser import parse
     >>> from symconv.language.symbols import x, w
-    >>> partials(parse("sum(w*x**2)"))[x].tap
+    >>> from symconv.language.axes import Domain
+    >>> partials(parse("sum(w*x**2)"))[x][Domain("ct")]
     2*x*w
     """
     chain = Chain(formula.expr)
-    upstream: dict[sp.Symbol, sp.Expr] = {}
-    for symbol in chain.nodes:
-        upstream[symbol] = differentiate(chain.result, symbol)
-    at_taps: list[tuple[sp.Expr, sp.Expr]] = []  # pairs of an argument of a node and the gradient that reaches it
+    upstream: dict[Value, sp.Expr] = {symbol: differentiate(chain.result, symbol) for symbol in chain.nodes}
+    arriving = [(chain.result, sp.S.One, WINDOW)]  # what reaches an argument: the argument, the gradient, where
     for symbol, node in reversed(chain.nodes.items()):
         if upstream[symbol] == 0:
             continue
-        for argument, gradient in zip(node.args, BY_NODE[type(node)].adjoint(node, upstream[symbol])):
+        where = chain.domain(node)
+        for argument, gradient in zip(node.args, record_of(node).adjoint(node, upstream[symbol])):
             if gradient == 0:
                 continue
-            at_taps.append((argument, gradient))
-            for earlier in argument.free_symbols & chain.nodes.keys():
+            arriving.append((argument, gradient, where))
+            for earlier in sorted(argument.free_symbols & chain.nodes.keys(), key=str):
                 part = gradient * differentiate(argument, earlier)
-                upstream[earlier] += part if chain._is_tap_symbol(earlier) else chain.sum_over_taps(part)
-    return {
-        operand: Partial(
-            tidy(chain.whole(sp.Add(*(gradient * differentiate(argument, operand) for argument, gradient in at_taps)))),
-            tidy(chain.whole(differentiate(chain.result, operand))),
-        )
-        for operand in formula.operands
-        if operand.is_tensor
-    }
+                upstream[earlier] += chain.sum_over(part, where, frozenset(where.axes) - _axes(earlier.labels))
+    found: dict[Operand, Partial] = {operand: {} for operand in accesses(formula)}
+    for argument, gradient, where in arriving:
+        for operand in found:
+            slope = differentiate(argument, operand) if operand in argument.free_symbols else 0
+            if slope != 0:
+                found[operand][where] = found[operand].get(where, 0) + gradient * slope
+    whole = {operand: {d: tidy(chain.whole(e)) for d, e in partial.items()} for operand, partial in found.items()}
+    return {operand: {d: e for d, e in partial.items() if e != 0} for operand, partial in whole.items()}
+
+
+def accesses(formula: Formula) -> list[Operand]:
+    """The tensor operands of a formula, each followed by the other places at which the formula reads it."""
+    symbols = formula.expr.free_symbols
+    found: list[Operand] = []
+    for operand in formula.operands:
+        if not operand.is_tensor:
+            continue
+        others = [each for each in symbols if isinstance(each, Access) and each.operand == operand]
+        if operand in symbols or not others:
+            found.append(operand)
+        found += sorted(others, key=lambda each: each.sort_key()[1])
+    return found
+
+
+def _axes(labels: frozenset[str]) -> frozenset[str]:
+    return frozenset(label[0] for label in labels)
 
 
 def gradients(formula: Formula) -> dict[Operand, sp.Expr]:
     """The derivatives for people to read: one expression per tensor operand.
 
     For an operand with an element per tap (x, a weight) it is the derivative at a tap, for the others the derivative
-    of the window's value.
+    of the window's value.  An operand that is read at several places, `x` and `x[c, 0]`, has one for each of them.
     """
     chain = Chain(formula.expr)
-    return {
-        operand: readable(partial.window + (partial.tap if operand.tap_axes else chain.sum_over_taps(partial.tap)))
-        for operand, partial in partials(formula).items()
-    }
+
+    def readable_sum(operand: Operand, partial: Partial) -> sp.Expr:
+        lacking = [frozenset(where.axes) - _axes(operand.labels) for where in partial]
+        return readable(sp.Add(*(chain.sum_over(e, d, dims) for (d, e), dims in zip(partial.items(), lacking))))
+
+    return {operand: readable_sum(operand, partial) for operand, partial in partials(formula).items()}
 
 
 def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
@@ -168,24 +175,34 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
     """
     chain = Chain(formula.expr)
     directions = {
-        operand: Operand(names[operand.name], "param" if operand.role == "bias" else operand.role, operand.axes)
+        operand: Operand(
+            names[operand.name],
+            "param" if operand.role == "bias" else operand.role,
+            operand.axes if operand.role in ("bias", "param", "field") else None,
+            bank=operand.bank,
+        )
         for operand in formula.operands
         if operand.name in names
     }
-    dots: dict[sp.Symbol, sp.Expr] = dict(directions)
+    dots: dict[sp.Symbol, sp.Expr] = {
+        place: place.of(directions[place.operand]) if isinstance(place, Access) else directions[place]
+        for place in accesses(formula)
+        if place.operand in directions
+    }
 
     def dot(expr: sp.Expr) -> sp.Expr:
         moving = sorted(expr.free_symbols & dots.keys(), key=sp.default_sort_key)
         return sp.Add(*(differentiate(expr, symbol) * dots[symbol] for symbol in moving))
 
     for symbol, node in chain.nodes.items():
-        record = BY_NODE[type(node)]
+        record = record_of(node)
         if record.reduces:
             along = zip(record.adjoint(node, sp.S.One), map(dot, node.args))
-            dots[symbol] = chain.sum_over_taps(sp.Add(*(slope * motion for slope, motion in along)))
+            total = sp.Add(*(slope * motion for slope, motion in along))
+            dots[symbol] = chain.sum_over(total, chain.domain(node), node.dims)
         else:
             motion = dot(node.args[0])
             dots[symbol] = record.adjoint(node, motion)[0] if motion != 0 else sp.S.Zero
     expr = native(tidy(chain.whole(dot(chain.result))))
-    operands = [operand for operand in (*formula.operands, *directions.values()) if operand in expr.free_symbols]
-    return Formula((), expr, in_order(operands))
+    used = {symbol.operand for symbol in expr.free_symbols if isinstance(symbol, Operand)}
+    return Formula((), expr, in_order(used & {*formula.operands, *directions.values(), *BUILTIN.values()}))

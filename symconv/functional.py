@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -161,39 +162,50 @@ def run(
     geometry = Geometry(kernel_size, out_channels, stride, ignored, dilation, groups)
     in_channels = x.shape[-rank - 1]
     check_groups(in_channels, out_channels, groups)
-    tensors, numbers = collect(signature, given, in_channels, geometry)
     check_windows_fit(x.shape[-rank:], pairs, geometry._replace(padding=((0, 0),) * rank), padding_mode)
+    tensors, numbers = collect(
+        signature, given, geometry, geometry._replace(padding=pairs).output_size(x.shape[-rank:])
+    )
+    check_channels(signature, dict(zip(signature.tensors, tensors)), geometry)
 
     batched = x.dim() == rank + 2
     for index, role in enumerate(signature.roles):
-        if role == "input":
+        if role in ("input", "field"):
             image = tensors[index] if batched else tensors[index].unsqueeze(0)
-            tensors[index] = image if padding_mode == "ignore" else pad(image, pairs, padding_mode, padding_value)
+            padded = role == "input" and padding_mode != "ignore"
+            tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image
     output = convolve(Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers), tensors)
     return output if batched else output.squeeze(0)
 
 
 def collect(
-    signature: Signature, given: Mapping[str, Any], in_channels: int, geometry: Geometry
+    signature: Signature, given: Mapping[str, Any], geometry: Geometry, output_size: tuple[int, ...]
 ) -> tuple[list[Tensor], tuple[float, ...]]:
     """The tensors and numbers of a call in the order of the signature, each checked."""
     x = given["x"]
+    rank = len(geometry.kernel_size)
+    in_channels = x.shape[-rank - 1]
     tensors: list[Tensor] = []
-    for name, role, axes, init in zip(signature.tensors, signature.roles, signature.axes, signature.inits):
+    for name, role, axes, bank, init in zip(
+        signature.tensors, signature.roles, signature.axes, signature.banks, signature.inits
+    ):
         spelled = {"x": "input", "w": "weight", "b": "bias"}.get(name, name)
         value = given.get(name)
-        shape = operand_shape(axes, in_channels, geometry)
+        shape = operand_shape(axes, in_channels, geometry, bank)
+        if role == "field":
+            shape = (*x.shape[: -rank - 1], *field_shape(axes, geometry), *output_size)
         if value is None and role == "param":
             value = torch.full(shape, init or 0.0, dtype=x.dtype, device=x.device)
         if value is None:
             raise ArgumentTypeError(f"the formula names {name}: {spelled} is needed")
         check_tensor(spelled, value, x)
         if role == "input":
-            check_other_input(spelled, value, x, len(geometry.kernel_size))
+            check_other_input(spelled, value, x, rank)
         elif tuple(value.shape) != shape:
             raise ArgumentError(
                 f"{spelled} has shape {list(value.shape)}, expected {list(shape)} for in_channels={in_channels}, "
                 f"out_channels={geometry.out_channels}, groups={geometry.groups}, kernel_size={geometry.kernel_size}"
+                + (f", output size {output_size}" if role == "field" else "")
             )
         tensors.append(value)
     numbers = []
@@ -206,13 +218,22 @@ def collect(
     return tensors, tuple(numbers)
 
 
-def operand_shape(axes: str, in_channels: int, geometry: Geometry) -> tuple[int, ...]:
-    """The shape of a weight or parameter with the given axes: `[out, in/groups, *kernel_size]` for "oct"."""
+def operand_shape(axes: str, in_channels: int, geometry: Geometry, bank: int = 0) -> tuple[int, ...]:
+    """The shape of a weight or parameter with the given axes: `[out, in/groups, *kernel_size]` for "oct".
+
+    A bank has an axis more, the first.
+    """
     sizes = {"o": (geometry.out_channels,), "c": (in_channels // geometry.groups,), "t": geometry.kernel_size}
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...] = (bank,) if bank else ()
     for axis in axes:
         shape += sizes[axis]
     return shape
+
+
+def field_shape(axes: str, geometry: Geometry) -> tuple[int, ...]:
+    """The shape of a field between the batch and the output's size: `[out_channels, T]` for "ot"."""
+    sizes = {"o": geometry.out_channels, "t": math.prod(geometry.kernel_size)}
+    return tuple(sizes[axis] for axis in axes)
 
 
 def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: float) -> Tensor:
@@ -255,16 +276,43 @@ def check_tensor(name: str, value: Any, x: Tensor) -> None:
 
 
 def check_other_input(name: str, value: Tensor, x: Tensor, rank: int) -> None:
-    """Refuse a second input that does not lie over the first."""
+    """Refuse a second input that does not lie over the first; its number of channels is its own."""
     channel = x.dim() - rank - 1
-    same = value.dim() == x.dim() and all(
-        value.shape[d] == x.shape[d] or (d == channel and value.shape[d] == 1) for d in range(x.dim())
-    )
-    if not same:
+    same = value.dim() == x.dim() and all(value.shape[d] == x.shape[d] or d == channel for d in range(x.dim()))
+    if not same or value.shape[channel] == 0:
         raise ArgumentError(
-            f"{name} has shape {list(value.shape)} and input {list(x.shape)}; they must be the same, or {name} have "
-            "1 channel"
+            f"{name} has shape {list(value.shape)} and input {list(x.shape)}; they must be the same except for the "
+            f"number of channels"
         )
+
+
+def check_channels(signature: Signature, tensors: Mapping[str, Tensor], geometry: Geometry) -> None:
+    """Refuse numbers of channels that do not fit the way in which the formula puts its operands together."""
+    axis, groups = -len(geometry.kernel_size) - 1, geometry.groups
+    counts = {name: tensors[name].shape[axis] for name in ("x", *signature.names("input"))}
+    per_group = {name: n // groups if n % groups == 0 else n for name, n in counts.items()}
+    for names in signature.together:
+        whole = per_group["x"] if "x" in names else max(per_group[name] for name in names)
+        for name in names:
+            if per_group[name] not in (1, whole):
+                others = " and ".join(f"{each} {counts[each]}" for each in names if each != name)
+                raise ArgumentError(
+                    f"{name} has {counts[name]} channels and {others}"
+                    f" with groups={groups}; the formula combines them, so they must be the same, or {name} have 1"
+                )
+    for name in signature.own:
+        has = counts.get(name, counts["x"])
+        if has != geometry.out_channels and not (has == 1 and name in counts and name != "x"):
+            raise ArgumentError(
+                f"the formula reads {name}[o, ...], the output's own channel, so there must be as many channels as "
+                f"outputs: {name if name in counts else 'x'} has {has}, out_channels is {geometry.out_channels}"
+            )
+    for name in signature.single:
+        if per_group[name] != 1:
+            raise ArgumentError(
+                f"the formula uses {name}[c, 0] outside a reduction, so each output needs one channel of {name}, not "
+                f"{per_group[name]}: use groups=in_channels or a pooling layer, write {name}[o, 0], or reduce over c"
+            )
 
 
 def check_names(signature: Signature, given: Mapping[str, Any]) -> None:

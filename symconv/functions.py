@@ -22,7 +22,8 @@ from typing import Any
 import sympy as sp
 import torch
 
-from .language.symbols import ordered_terms
+from .errors import FormulaError
+from .language.symbols import BUILTIN, ordered_terms
 
 Partials = Callable[..., tuple[sp.Expr, ...]]
 
@@ -143,6 +144,14 @@ clip = pointwise(
 silu = defined("silu", lambda z: z * sigmoid(z))
 gelu = defined("gelu", lambda z: z * (1 + sp.erf(z / sp.sqrt(2))) / 2)
 
+#: Gradients by choice.  `custom_grad(f, e1, g1, e2, g2, ...)` has the value f and the slope g1 along e1, ...
+custom_grad = defined("custom_grad", lambda f, *rest: f)
+custom_grad.partials = staticmethod(lambda f, *rest: (sp.S.Zero, *(s for g in rest[1::2] for s in (g, sp.S.Zero))))
+ste = defined("ste", lambda hard, soft: hard)
+ste.partials = staticmethod(lambda hard, soft: (sp.S.Zero, sp.S.One))
+detach = defined("detach", lambda z: z)
+detach.partials = staticmethod(none)
+
 
 def _sinc_slope(z: sp.Expr) -> sp.Expr:
     # (cos(pi z) - sinc(z))/z cancels near 0, so a Taylor polynomial takes over there; all its derivatives are right.
@@ -252,6 +261,17 @@ _RECORDS = (
         arity=(3, 3),
     ),
     Function("bspline", bspline, bspline, "", _reference_bspline, ((-2.5, 2.5), (3, 3)), arity=(2, 2)),
+    Function(
+        "custom_grad",
+        custom_grad,
+        custom_grad,
+        "",
+        lambda f, *rest: f.detach() + sum(g.detach() * (e - e.detach()) for e, g in zip(rest[::2], rest[1::2])),
+        (),
+        arity=(1, 1),
+    ),
+    Function("ste", ste, ste, "", lambda hard, soft: hard.detach() + (soft - soft.detach()), (), arity=(2, 2)),
+    Function("detach", detach, detach, "", torch.Tensor.detach, ()),
     Function("where", case, sp.Piecewise, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
     # Parts of derivatives and of lowered code.  Those with a spelling are functions of the static header.
     Function(
@@ -342,6 +362,39 @@ def readable(expr: sp.Expr) -> sp.Expr:
         power_log: lambda a, p: a**p * sp.log(a),
     }
     return _rebuilt(native(expr), plain)
+
+
+def with_slopes(value: sp.Expr, slopes: Any = None, /, **named: sp.Expr) -> sp.Expr:
+    """An expression with partial derivatives by choice: `custom_grad(f, x=..., w=...)`.
+
+    Args:
+        value: the value f.
+        slopes: a dict from operand to slope; for operands that the language knows and for those that `value` names,
+            keywords do.  An operand that is not named gets no gradient.
+
+    >>> import symconv as sc
+    >>> x, w = sc.x, sc.w
+    >>> sc.Kernel(sc.sum(sc.custom_grad(-sc.abs(x - w), x=sc.clip(w - x, -1, 1), w=x - w))).gradients()[w]
+    x - w
+    """
+    by_name = {str(symbol): symbol for symbol in (*BUILTIN.values(), *sp.sympify(value).free_symbols)}
+    for name in named:
+        if name not in by_name:
+            raise FormulaError(
+                f"custom_grad: {name}= is not an operand of {value}; give slopes as a dict {{operand: slope}}"
+            )
+    pairs = {**(slopes or {}), **{by_name[name]: slope for name, slope in named.items()}}
+    return custom_grad(value, *(part for pair in pairs.items() for part in pair))
+
+
+def learned(expr: sp.Expr) -> sp.Expr:
+    """The part of `expr` that gradients see: gradients by choice in place of the functions they stand for."""
+    seen: dict[type[sp.Basic], Callable[..., sp.Expr]] = {
+        ste: lambda hard, soft: soft,
+        detach: lambda z: sp.S.Zero,
+        custom_grad: lambda f, *rest: sp.Add(*rest[1::2]),
+    }
+    return _rebuilt(expr, seen)
 
 
 def _rebuilt(expr: sp.Expr, builds: dict[type[sp.Basic], Callable[..., sp.Expr]]) -> sp.Expr:

@@ -10,9 +10,10 @@ import sympy as sp
 
 from .derive import gradients, tangent
 from .errors import FormulaError
+from .language.axes import WindowNode, labels_of
 from .language.formula import Formula, in_order
 from .language.parser import parse
-from .language.symbols import Operand, b, x
+from .language.symbols import Access, Operand, b, x
 from .printers.mathematics import latex_lines, pretty
 from .printers.text import print_expression
 
@@ -31,41 +32,65 @@ class Signature(NamedTuple):
     Args:
         text: the formula; `kernel_of` gives the kernel.
         tensors: the names of the tensor operands in the order of the generated functions; the first is "x".
-        roles: "input", "weight", "bias" or "param" for each of them.
+        roles: "input", "weight", "bias", "param" or "field" for each of them.
         axes: for each of them the axes of one element: a string out of "oct".
+        banks: for each of them how many weights it has per tap, 0 for what is no bank.
         inits: the initial value of each `param`, None for the other roles.
+        positive: for each of them whether a layer keeps it above 0.
         numbers: the names of the `const` operands.
         values: their declared values, None where the layer must give one.
         rank: the least number of image axes (3 for a formula with `dz`).
+        together: sets of inputs that the formula combines channel by channel; "x" stands for weights too.
+        own: the operands that are read at the output's own channel.
+        single: the inputs whose centre pixel is used outside reductions: they have one channel per group.
     """
 
     text: str
     tensors: tuple[str, ...]
     roles: tuple[str, ...]
     axes: tuple[str, ...]
+    banks: tuple[int, ...]
     inits: tuple[float | None, ...]
+    positive: tuple[bool, ...]
     numbers: tuple[str, ...]
     values: tuple[float | None, ...]
     rank: int
+    together: tuple[tuple[str, ...], ...]
+    own: tuple[str, ...]
+    single: tuple[str, ...]
 
     @classmethod
     def of(cls, formula: Formula) -> Signature:
         tensors = [operand for operand in formula.operands if operand.is_tensor]
         numbers = [operand for operand in formula.operands if operand.role == "const"]
+        expr = formula.expr
+        inside = [frozenset().union(*map(labels_of, node.args)) for node in expr.atoms(WindowNode)]
+        together = {_channels(labels) for labels in (*inside, labels_of(expr))}
+        own = {each.base.name for each in expr.free_symbols if isinstance(each, Access) and each.own}
         return cls(
             formula.text,
             tuple(operand.name for operand in tensors),
             tuple(operand.role for operand in tensors),
             tuple("".join(operand.axes) for operand in tensors),
+            tuple(operand.bank or 0 for operand in tensors),
             tuple(operand.init for operand in tensors),
+            tuple(operand.positive for operand in tensors),
             tuple(operand.name for operand in numbers),
             tuple(operand.init for operand in numbers),
             max([1] + [["dx", "dy", "dz"].index(o.name) + 1 for o in formula.operands if o.role == "offset"]),
+            tuple(sorted(names for names in together if len(names) > 1)),
+            tuple(sorted(own)),
+            _channels(labels_of(expr)),
         )
 
     def names(self, role: str) -> tuple[str, ...]:
         """The tensor operands of a role."""
         return tuple(name for name, each in zip(self.tensors, self.roles) if each == role)
+
+
+def _channels(labels: frozenset[str]) -> tuple[str, ...]:
+    """The inputs along whose channels a value with these axes varies."""
+    return tuple(sorted(label[2:] or "x" for label in labels if label[0] == "c"))
 
 
 class Kernel:
@@ -104,7 +129,7 @@ class Kernel:
             self.formula = parse(formula if isinstance(formula, str) else print_expression(formula))
         if name is not None and not (isinstance(name, str) and name.isprintable()):
             raise FormulaError(f"the name of a kernel is printable text, not {name!r}")
-        if x not in self.formula.expr.free_symbols:
+        if not any(isinstance(each, Operand) and each.operand == x for each in self.formula.expr.free_symbols):
             raise FormulaError("the formula never uses the input x", self.formula.text)
         self.name = name
         self.init = init

@@ -1,9 +1,9 @@
 """From derivatives to a schedule: sweeps over the window, and the small functions that each of them evaluates.
 
-A *sweep* visits every tap once and fills accumulators.  Everything that is the same at all taps is taken out of the
-sweep and computed once per window.  Window nodes become accumulators and guarded expressions by the rules of their
-records.  Values that the forward pass accumulated and the backward pass needs are *kept*; tap values are computed
-again.
+A *sweep* visits every tap of a block of windows once and fills accumulators.  What is the same at all taps is taken
+out of the sweep and computed once per window.  Window nodes become accumulators and guarded expressions by the rules
+of their records; a reduction over one axis is an accumulator that has the other axis left.  Values per window that
+the forward pass accumulated and the backward pass needs are *kept*; everything else is computed again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,23 @@ import sympy as sp
 
 from .derive import partials, tidy
 from .functions import BY_CLASS, Pointwise, kinked, power, typed
+from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Operand
-from .reductions import BY_NODE, WindowNode
+from .reductions import record_of
 
-GRAD_OUTPUT = sp.Symbol("grad_output", real=True)
-#: The scan position of a tap, and how many taps of a window count.
-POSITION = sp.Symbol("position", integer=True)
-COUNT = sp.Symbol("count", positive=True)
+#: The gradient that reaches the output of a window.
+GRAD = Value("grad")
+
+#: The symbols that each kind of accumulator yields: their names, and whether they are scan positions.
+YIELDS: dict[str, tuple[tuple[str, bool], ...]] = {
+    "sum": (("sum", False),),
+    "product": (("product", False),),
+    "first_max": (("max", False), ("argmax", True)),
+    "logsumexp": (("logsumexp", False),),
+    "moment": (("moment", False),),
+    "order": (("low", False), ("arglow", True), ("high", False), ("arghigh", True)),
+}
 
 
 @dataclass(frozen=True)
@@ -33,14 +42,35 @@ class Accumulator:
     """One running value of a sweep.
 
     Args:
-        kind: "sum", "product", "first_max" or "logsumexp".
-        symbols: what it yields: one value, or for "first_max" the maximum and its position.
-        value: the tap value that goes in.
+        kind: one of `YIELDS`.
+        symbols: what it yields.
+        values: the tap values that go in: one, or for "moment" two and a weight.
+        where: the taps and channels that it runs over, those of its values and `dims`.
+        dims: the axes that it reduces.
+        rank: for "order", which values it yields: a window value.
     """
 
     kind: str
-    symbols: tuple[sp.Symbol, ...]
-    value: sp.Expr
+    symbols: tuple[Value, ...]
+    values: tuple[sp.Expr, ...]
+    where: Domain
+    dims: frozenset[str]
+    rank: sp.Expr | None = None
+
+    @property
+    def left(self) -> Labels:
+        """The axes that its result still has."""
+        return without(self.where.labels, self.dims)
+
+    @property
+    def held(self) -> Domain:
+        """How many values it holds for each window: one, or one for each of these taps and channels."""
+        return self.where if self.kind == "order" else domain(self.left)
+
+    @property
+    def needs(self) -> frozenset[sp.Symbol]:
+        """The symbols that must be there before it."""
+        return frozenset().union(*(value.free_symbols for value in (*self.values, *filter(None, [self.rank]))))
 
 
 @dataclass(frozen=True)
@@ -64,16 +94,22 @@ class Sweep:
     """One visit to every tap of the window.
 
     Args:
+        where: the taps and channels visited.
         names: window values computed before the sweep, in the order of `before.results`.
         before: the function that computes them.
         taps: the function evaluated at each tap.
-        accumulators: where its results go; empty for the sweep that gives gradients.
+        accumulators: where its results go, in their order; none for a sweep that gives gradients.
+        gradients: for such a sweep the operand to which each result belongs.
+        ranks: the function of the window that gives the ranks of the "order" accumulators.
     """
 
+    where: Domain
     names: tuple[sp.Symbol, ...]
     before: Block
     taps: Block
-    accumulators: tuple[Accumulator, ...]
+    accumulators: tuple[Accumulator, ...] = ()
+    gradients: tuple[Operand, ...] = ()
+    ranks: Block = Block((), (), ())
 
 
 @dataclass(frozen=True)
@@ -84,24 +120,31 @@ class Schedule:
         forward: the sweeps of the forward pass.
         output: the function that gives the output from what they accumulated.
         kept: the window values that the forward pass hands to the backward pass.
-        backward: the sweeps of the backward pass; the last one gives gradients, if any arises at taps.
-        tap_gradients: the operands whose gradient the last backward sweep gives, in the order of its results.
+        backward: the sweeps of the backward pass: first what is accumulated again, then those that give gradients.
         window_gradients: the operands with a gradient that arises once per window, in the order of `at_windows`.
         at_windows: the function that gives those.
+        counts: symbols for numbers of taps: the axes counted, and whose.
     """
 
     forward: tuple[Sweep, ...]
     output: Block
-    kept: tuple[sp.Symbol, ...]
+    kept: tuple[Value, ...]
     backward: tuple[Sweep, ...]
-    tap_gradients: tuple[Operand, ...]
     window_gradients: tuple[Operand, ...]
     at_windows: Block
+    counts: dict[sp.Symbol, Domain]
 
     @property
     def has_gradient(self) -> frozenset[str]:
         """The names of the operands whose gradient is not identically 0."""
-        return frozenset(operand.name for operand in (*self.tap_gradients, *self.window_gradients))
+        places = [*self.window_gradients, *(place for sweep in self.backward for place in sweep.gradients)]
+        return frozenset(place.operand.name for place in places)
+
+    @staticmethod
+    def held(sweeps: Iterable[Sweep]) -> list[Domain]:
+        """What the sweeps hold for each window beyond one value: the taps and channels of each."""
+        found = {each.held for sweep in sweeps for each in sweep.accumulators}
+        return sorted(found - {WINDOW})
 
 
 def lower(formula: Formula) -> Schedule:
@@ -109,34 +152,64 @@ def lower(formula: Formula) -> Schedule:
     lowering = _Lowering(formula)
     output = lowering.lower(kinked(formula.expr))
     forward_accumulators = tuple(lowering.accumulators)
-    forward = [lowering.sweep(group) for group in lowering.stages(forward_accumulators)]
+    forward = [lowering.sweep(where, group) for where, group in stages(forward_accumulators)]
 
-    derivatives = partials(formula)
-    at_taps = {operand: lowering.gradient(partial.tap) for operand, partial in derivatives.items() if partial.tap != 0}
-    at_windows = {
-        operand: lowering.gradient(partial.window) for operand, partial in derivatives.items() if partial.window != 0
-    }
-    new = lowering.accumulators[len(forward_accumulators) :]
-    backward = [lowering.sweep(group) for group in lowering.stages(new)]
-    if at_taps:
-        backward.append(lowering.tap_sweep(tuple(at_taps.values()), ()))
-    window_block = lowering.block(at_windows.values())
+    at_taps: dict[Domain, dict[Operand, sp.Expr]] = {}
+    for operand, partial in partials(formula).items():
+        for where, expr in partial.items():
+            at_taps.setdefault(where, {})[operand] = lowering.gradient(expr)
+    at_windows = at_taps.pop(WINDOW, {})
+    gradients = [expr for where in at_taps.values() for expr in where.values()] + [*at_windows.values()]
+    wanted = frozenset().union(*(expr.free_symbols for expr in gradients))
+    again = needed(wanted, lowering.accumulators, set(forward_accumulators))
+    backward = [lowering.sweep(where, group) for where, group in stages(again)]
+    backward += [lowering.gradient_sweep(where, exprs) for where, exprs in sorted(at_taps.items())]
 
-    used = {symbol for sweep in backward for block in (sweep.before, sweep.taps) for symbol in block.arguments}
-    used.update(window_block.arguments)
-    kept = tuple(symbol for each in forward_accumulators for symbol in each.symbols if symbol in used)
+    used = wanted.union(*(each.needs for each in again))
+    kept = tuple(s for each in forward_accumulators if not each.left for s in each.symbols if s in used)
     return Schedule(
-        tuple(forward), lowering.block([output]), kept, tuple(backward), tuple(at_taps), tuple(at_windows), window_block
+        tuple(forward),
+        lowering.block([output]),
+        kept,
+        tuple(backward),
+        tuple(at_windows),
+        lowering.block(at_windows.values()),
+        lowering.counts,
     )
 
 
+def needed(
+    wanted: frozenset[sp.Symbol], accumulators: Sequence[Accumulator], forward: set[Accumulator]
+) -> list[Accumulator]:
+    """The accumulators that the backward pass computes: for `wanted`, all but what the forward pass kept."""
+    found: list[Accumulator] = []
+    for each in reversed(accumulators):
+        is_kept = each in forward and not each.left
+        if not is_kept and wanted.intersection(each.symbols):
+            found.append(each)
+            wanted |= each.needs
+    return found[::-1]
+
+
+def stages(accumulators: Sequence[Accumulator]) -> Iterator[tuple[Domain, tuple[Accumulator, ...]]]:
+    """Accumulators in groups that can share a sweep: of one domain, and each needs only those of earlier groups."""
+    waiting = list(accumulators)
+    while waiting:
+        pending = {symbol for each in waiting for symbol in each.symbols}
+        ready = [each for each in waiting if not each.needs & pending]
+        for where in sorted({each.where for each in ready}):
+            yield where, tuple(each for each in ready if each.where == where)
+        waiting = [each for each in waiting if each not in ready]
+
+
 class _Lowering:
-    """Turns expressions with window nodes into expressions of accumulators, and orders the accumulators."""
+    """Turns expressions with window nodes into expressions of accumulators."""
 
     def __init__(self, formula: Formula) -> None:
         self.formula = formula
         self.accumulators: list[Accumulator] = []
-        self._known: dict[tuple[str, sp.Expr], Accumulator] = {}
+        self.counts: dict[sp.Symbol, Domain] = {}
+        self._known: dict[tuple[object, ...], Accumulator] = {}
         taken = {operand.name for operand in formula.operands}
         self._fresh = (name for name in map("v{}".format, itertools.count(1)) if name not in taken)
         self._temporary = [name for name in map("u{}".format, range(1, 2000)) if name not in taken]
@@ -147,73 +220,42 @@ class _Lowering:
     def _lower(self, expr: sp.Basic) -> sp.Basic:
         if not expr.args and not isinstance(expr, WindowNode):
             return expr
+        if (definition := getattr(type(expr), "definition", None)) is not None:
+            return self.lower(kinked(definition(*expr.args)))
         args = [self.lower(argument) for argument in expr.args]
         if isinstance(expr, WindowNode):
-            lowered = self.lower(kinked(BY_NODE[type(expr)].lower(self, *args)))
-        elif (definition := getattr(type(expr), "definition", None)) is not None:
-            lowered = self.lower(kinked(definition(*args)))
-        else:
-            lowered = _with_typed_numbers(expr.func(*args))
-        return lowered
+            return self.lower(kinked(record_of(expr).lower(_Along(self, expr.dims), *args)))
+        return _with_typed_numbers(expr.func(*args))
 
     def gradient(self, partial: sp.Expr) -> sp.Expr:
-        """`grad_output` times a partial derivative."""
-        return tidy(GRAD_OUTPUT * self.lower(kinked(partial)))
-
-    # -- The accumulators that `reductions` asks for -------------------------------------------------------------
-
-    def sum(self, value: sp.Expr) -> sp.Symbol:
-        return self._accumulate("sum", value)[0]
-
-    def product(self, value: sp.Expr) -> sp.Symbol:
-        return self._accumulate("product", value)[0]
-
-    def first_max(self, value: sp.Expr) -> tuple[sp.Symbol, ...]:
-        return self._accumulate("first_max", value)
-
-    def logsumexp(self, value: sp.Expr) -> sp.Symbol:
-        return self._accumulate("logsumexp", value)[0]
-
-    position, count = POSITION, COUNT
-
-    def _accumulate(self, kind: str, value: sp.Expr) -> tuple[sp.Symbol, ...]:
-        if (kind, value) not in self._known:
-            number = len(self.accumulators) + 1
-            names = ("max", "argmax") if kind == "first_max" else (kind,)
-            symbols = tuple(sp.Symbol(f"{name}_{number}", real=True) for name in names)
-            accumulator = Accumulator(kind, symbols, value)
-            self.accumulators.append(accumulator)
-            self._known[kind, value] = accumulator
-        return self._known[kind, value].symbols
+        """`grad` times a partial derivative."""
+        return tidy(GRAD * self.lower(kinked(partial)))
 
     # -- Sweeps --------------------------------------------------------------------------------------------------
 
-    def stages(self, accumulators: Sequence[Accumulator]) -> Iterator[tuple[Accumulator, ...]]:
-        """Accumulators in groups that can share a sweep: each needs only those of earlier groups."""
-        waiting = list(accumulators)
-        while waiting:
-            pending = {symbol for each in waiting for symbol in each.symbols}
-            ready = tuple(each for each in waiting if not each.value.free_symbols & pending)
-            yield ready
-            waiting = [each for each in waiting if each not in ready]
+    def sweep(self, where: Domain, accumulators: tuple[Accumulator, ...]) -> Sweep:
+        values = [value for each in accumulators for value in each.values]
+        names, before, taps = self._parts(values)
+        ranks = self.block(each.rank for each in accumulators if each.rank is not None)
+        return Sweep(where, names, before, taps, accumulators, ranks=ranks)
 
-    def sweep(self, accumulators: tuple[Accumulator, ...]) -> Sweep:
-        return self.tap_sweep(tuple(each.value for each in accumulators), accumulators)
+    def gradient_sweep(self, where: Domain, exprs: dict[Operand, sp.Expr]) -> Sweep:
+        return Sweep(where, *self._parts([*exprs.values()]), gradients=tuple(exprs))
 
-    def tap_sweep(self, values: Sequence[sp.Expr], accumulators: tuple[Accumulator, ...]) -> Sweep:
+    def _parts(self, values: list[sp.Expr]) -> tuple[tuple[sp.Symbol, ...], Block, Block]:
         hoisted: dict[sp.Expr, sp.Symbol] = {}
         values = [self._hoist(value, hoisted) for value in values]
-        return Sweep(tuple(hoisted.values()), self.block(hoisted), self.block(values), accumulators)
+        return tuple(hoisted.values()), self.block(hoisted), self.block(values)
 
     def _hoist(self, expr: sp.Expr, hoisted: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
         """`expr` with its largest parts that are the same at all taps replaced by names."""
         if not expr.args or expr.is_number:
             return expr
         if isinstance(expr, sp.Expr) and not _is_tap(expr):
-            if (-expr).is_Symbol or not expr.free_symbols - set(self.formula.operands):
+            if (-expr).is_Symbol or all(isinstance(symbol, Operand) for symbol in expr.free_symbols):
                 return expr  # a negation, or parameters only: as cheap at a tap as a name
             if expr not in hoisted:
-                hoisted[expr] = sp.Symbol(next(self._fresh), real=True)
+                hoisted[expr] = Value(next(self._fresh))
             return hoisted[expr]
         args = expr.args
         if expr.is_Add or expr.is_Mul:
@@ -233,17 +275,74 @@ class _Lowering:
 
     def _rank(self, symbol: sp.Symbol) -> tuple[int, int, str]:
         """Operands first, in the formula's order, then accumulators, then the rest."""
-        if symbol in self.formula.operands:
-            return 0, self.formula.operands.index(symbol), ""
+        if isinstance(symbol, Operand):
+            return 0, self.formula.operands.index(symbol.operand), symbol.name
         produced = [each for accumulator in self.accumulators for each in accumulator.symbols]
         return (1, produced.index(symbol), "") if symbol in produced else (2, 0, symbol.name)
 
 
+class _Along:
+    """The accumulators of `reductions.Accumulators` along the axes of one node."""
+
+    def __init__(self, lowering: _Lowering, dims: frozenset[str]) -> None:
+        self.lowering, self.dims = lowering, dims
+
+    def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
+        return self._yield("sum", [value], like)[0]
+
+    def product(self, value: sp.Expr) -> sp.Expr:
+        return self._yield("product", [value])[0]
+
+    def first_max(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
+        return self._yield("first_max", [value])
+
+    def logsumexp(self, value: sp.Expr) -> sp.Expr:
+        return self._yield("logsumexp", [value])[0]
+
+    def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
+        return self._yield("moment", [a, b, weight])[0]
+
+    def order(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, ...]:
+        return self._yield("order", [value], rank=self.lowering.lower(kinked(rank)))
+
+    def count(self, *like: sp.Expr) -> sp.Expr:
+        name, counted = self._named("count", like)
+        symbol = sp.Symbol(name, positive=True)
+        self.lowering.counts[symbol] = counted
+        return symbol
+
+    def position(self, *like: sp.Expr) -> sp.Expr:
+        name, among = self._named("position", like)
+        return Value(name, among.labels, position=True)
+
+    def _named(self, name: str, like: Iterable[sp.Expr]) -> tuple[str, Domain]:
+        """What the node runs over along its axes, and a name with that in it."""
+        where = Domain("".join(sorted(self.dims)), self._where(like).inputs if "c" in self.dims else ())
+        return "_".join([name, *([] if where.axes == "ct" else where.axes), *where.inputs]), where
+
+    def _where(self, values: Iterable[sp.Expr]) -> Domain:
+        return domain(frozenset().union(*map(labels_of, values)), self.dims)
+
+    def _yield(
+        self, kind: str, values: list[sp.Expr], like: Sequence[sp.Expr] = (), rank: sp.Expr | None = None
+    ) -> tuple[Value, ...]:
+        values = [self.lowering.lower(kinked(value)) for value in values]
+        where = self._where([*values, *like])
+        key = (kind, tuple(values), where, self.dims, rank)
+        if key not in self.lowering._known:
+            number = len(self.lowering.accumulators) + 1
+            left = without(where.labels, self.dims)
+            symbols = tuple(Value(f"{name}_{number}", left, position) for name, position in YIELDS[kind])
+            accumulator = Accumulator(kind, symbols, tuple(values), where, self.dims, rank)
+            self.lowering.accumulators.append(accumulator)
+            self.lowering._known[key] = accumulator
+        return self.lowering._known[key].symbols
+
+
 def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
     """`expr` with a number given the dtype of a neighbour where the function would not find it out by itself."""
-    like = next(
-        (s for s in sorted(expr.free_symbols, key=str) if not (s == POSITION or s.name.startswith("arg"))), None
-    )
+    whole = (symbol for symbol in sorted(expr.free_symbols, key=str) if not getattr(symbol, "position", False))
+    like = next(whole, None)
     if isinstance(expr, sp.Piecewise) and like is not None and all(value.is_number for value, _ in expr.args):
         (value, condition), *others = expr.args
         return sp.Piecewise((typed(value, like), condition), *others)
@@ -254,9 +353,7 @@ def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
 
 def _is_tap(expr: sp.Basic) -> bool:
     """Whether a lowered expression differs between the taps of a window."""
-    return any(
-        symbol == POSITION or (isinstance(symbol, Operand) and bool(symbol.tap_axes)) for symbol in expr.free_symbols
-    )
+    return bool(labels_of(expr))
 
 
 def count_operations(expr: sp.Basic) -> Counter[str]:

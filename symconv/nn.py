@@ -9,13 +9,27 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import KernelLike, as_kernel, check_groups, operand_shape, run
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
 from .kernel import Initializer, Kernel
-from .reductions import BY_NODE, WindowNode
+from .language.axes import WindowNode
+from .reductions import record_of
+
+
+class Positive(nn.Module):
+    """What keeps a `param[positive]` above 0: the parameter is the softplus of what is learned."""
+
+    def forward(self, learned: Tensor) -> Tensor:
+        """The parameter."""
+        return nn.functional.softplus(learned)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """What is learned, for a given value above 0."""
+        return value + torch.log(-torch.expm1(-value))
 
 
 class Layer(nn.Module):
@@ -73,7 +87,13 @@ class Layer(nn.Module):
         """The initial values of the `param` operands: from `options`, or as declared."""
         signature = self.signature
         declared = {name: init for name, init in zip(signature.tensors, signature.inits) if init is not None}
-        return {name: float(options.pop(name, init)) for name, init in declared.items()}
+        found = {name: float(options.pop(name, init)) for name, init in declared.items()}
+        for name, positive in zip(signature.tensors, signature.positive):
+            if positive and not found[name] > 0:
+                raise ArgumentError(
+                    f"the initial value of {name} must be above 0, as the formula says, not {found[name]}"
+                )
+        return found
 
     def _register(self, in_channels: int, out_channels: int, groups: int, device: Any, dtype: Any) -> None:
         """Make the weights, bias and parameters, unfilled."""
@@ -83,14 +103,27 @@ class Layer(nn.Module):
             raise ArgumentError(
                 f"the formula uses {'dz' if signature.rank == 3 else 'dy'}; {type(self).__name__} lacks it"
             )
-        for name, role, axes in zip(signature.tensors, signature.roles, signature.axes):
-            if role == "input":
+        for name, role, axes, bank, positive in zip(
+            signature.tensors, signature.roles, signature.axes, signature.banks, signature.positive
+        ):
+            if role in ("input", "field"):
                 continue
             spelled = self.SPELLED.get(name, name)
             if hasattr(self, spelled):
                 raise ArgumentError(f"a layer has an attribute called {spelled!r} already; rename it in the formula")
-            shape = operand_shape(axes, in_channels, geometry)
-            self.register_parameter(spelled, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            shape = operand_shape(axes, in_channels, geometry, bank)
+            fill = self.initial.get(name, 0.0)
+            self.register_parameter(spelled, nn.Parameter(torch.full(shape, fill, device=device, dtype=dtype)))
+            if positive:
+                parametrize.register_parametrization(self, spelled, Positive())
+
+    def _fill_params(self) -> None:
+        """Give the parameters their initial values."""
+        for name, value in self.initial.items():
+            if parametrize.is_parametrized(self, name):
+                setattr(self, name, torch.full_like(getattr(self, name), value))
+            else:
+                nn.init.constant_(getattr(self, name), value)
 
     def _warn_of_dead_gradients(self) -> None:
         alive = backend_named("torch").compile(self.kernel).has_gradient
@@ -106,7 +139,7 @@ class Layer(nn.Module):
     def _call(self, x: Tensor, out_channels: int, groups: int, inputs: dict[str, Tensor]) -> Tensor:
         given: dict[str, Any] = {"x": x, **self.constants, **inputs}
         for name, role in zip(self.signature.tensors, self.signature.roles):
-            if role != "input":
+            if role not in ("input", "field"):
                 given[name] = getattr(self, self.SPELLED.get(name, name))
         return run(
             self.signature,
@@ -193,20 +226,20 @@ class Conv(Layer):
     def reset_parameters(self) -> None:
         """Fill weights and bias as `torch.nn.Conv2d` does, or as `init` says; parameters with their initial value."""
         signature = self.signature
-        for name, role in zip(signature.tensors, signature.roles):
+        self._fill_params()
+        for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
             tensor: Any = getattr(self, self.SPELLED.get(name, name), None)
             if role == "weight":
-                _initializer(self.init)(tensor)
+                for each in tensor if bank else [tensor]:
+                    _initializer(self.init)(each)
             elif role == "bias":
                 fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
                 nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-            elif role == "param":
-                nn.init.constant_(tensor, self.initial[name])
 
     def forward(self, input: Tensor, **inputs: Tensor) -> Tensor:
         """The output `[N, out_channels, *size]` for an input `[N, in_channels, *image]`, or both without N.
 
-        Other operands declared as `input` go by name.
+        Other operands declared as `input` or `field` go by name.
         """
         if isinstance(input, Tensor) and input.dim() in (self.rank + 1, self.rank + 2):
             channels = input.shape[-self.rank - 1]
@@ -226,7 +259,7 @@ class Conv(Layer):
         if self.padding_mode != "zeros" or self.padding in ("valid", (0,) * self.rank):
             return
         nodes = self.kernel.expr.atoms(WindowNode)
-        names = sorted({BY_NODE[type(node)].name for node in nodes if BY_NODE[type(node)].zeros_matter})
+        names = sorted({record_of(node).name for node in nodes if record_of(node).zeros_matter})
         if names:
             warnings.warn(
                 f"padding with zeros enters {', '.join(names)} of {self.kernel.title!r}; padding_mode='ignore' leaves "
@@ -271,8 +304,7 @@ class Pool(Layer):
 
     def reset_parameters(self) -> None:
         """Fill the parameters with their initial values."""
-        for name, value in self.initial.items():
-            nn.init.constant_(getattr(self, name), value)
+        self._fill_params()
 
     def forward(self, input: Tensor, **inputs: Tensor) -> Tensor:
         """The output `[N, C, *size]` for an input `[N, C, *image]`, or both without N."""

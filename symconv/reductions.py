@@ -1,9 +1,9 @@
 """What looks at a whole window: the reductions of the language, and the tap values that their gradients need.
 
-A *reduction* (`sum`, `prod`, `max`, ...) turns a tap value into a window value.  A *window transform* (`softmax`,
-`others`, `first_max`) turns a tap value into a tap value that depends on the other taps too.  Each is one record:
-how a gradient passes through it, how it is computed from the four accumulators that every backend provides, and
-the same thing in PyTorch over an explicit axis, for the reference.
+A *reduction* (`sum`, `prod`, `max`, ...) turns a tap value into one without the axes it runs over.  A *window
+transform* (`softmax`, `others`, `first_max`) turns a tap value into a tap value that depends on the other taps too.
+Each is one record: how a gradient passes through it, how it is computed from the six accumulators that every backend
+provides, and the same thing in PyTorch over an explicit axis, for the reference.
 
 The gradient of every reduction is written with these same nodes, so a gradient is another formula, and so is the
 gradient of a gradient.
@@ -13,22 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import sympy as sp
 import torch
 
 from .errors import DerivativeError
-from .functions import case, is_zero, reciprocal, same, shift
+from .functions import case, floor, is_zero, reciprocal, same, shift
+from .language.axes import WindowNode, domain, labels_of
 
-Adjoint = Callable[[sp.Expr, sp.Expr], tuple[sp.Expr, ...]]
+Adjoint = Callable[[Any, sp.Expr], tuple[sp.Expr, ...]]
 
 
 class Accumulators(Protocol):
-    """What a backend computes in one sweep over a window.  Each call asks for one and returns its symbols."""
+    """What a backend computes in one sweep over a window, along the axes of one node.
 
-    def sum(self, value: sp.Expr) -> sp.Expr:
-        """The sum of a tap value."""
+    Each call asks for one and returns its symbols.
+    """
+
+    def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
+        """The sum of a tap value, over as many taps and channels as it and `like` have."""
 
     def product(self, value: sp.Expr) -> sp.Expr:
         """The product of a tap value."""
@@ -39,23 +43,20 @@ class Accumulators(Protocol):
     def logsumexp(self, value: sp.Expr) -> sp.Expr:
         """log(sum(exp(value))), shifted by the running maximum."""
 
-    @property
-    def position(self) -> sp.Expr:
-        """The scan position of the tap, `c*T + t`."""
+    def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
+        """The sum of weight*(a - mean(a))*(b - mean(b)) with weighted means (Welford; West 1979)."""
 
-    @property
-    def count(self) -> sp.Expr:
-        """How many taps of the window count: all, or with `padding_mode="ignore"` those inside the image."""
+    def order(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr, sp.Expr]:
+        """The values of rank floor(rank) and ceil(rank) counted from 0, each with the first scan position."""
+
+    def count(self, *like: sp.Expr) -> sp.Expr:
+        """How many taps and channels `like` has: all, or with `padding_mode="ignore"` those inside the image."""
+
+    def position(self, *like: sp.Expr) -> sp.Expr:
+        """The scan position of the tap, `c*T + t`, among the taps and channels that `like` has."""
 
 
 Lowering = Callable[..., sp.Expr]
-
-
-class WindowNode(sp.Function):  # type: ignore[misc]
-    """A function of the values at all taps of the window."""
-
-    is_real = True
-    is_number = False  # count() has no arguments, and still is no number
 
 
 @dataclass(frozen=True)
@@ -64,47 +65,110 @@ class Reduction:
 
     Args:
         name: the name in formulas.
-        cls: the SymPy class of its node.
+        cls: the SymPy class of its node, over both axes.
         adjoint: `adjoint(node, upstream)` gives, for each argument, the gradient at a tap.  For a window transform
             `upstream` is itself a tap value, and because the Jacobian over the taps is symmetric the same rule
             gives the directional derivative.
         lower: `lower(accumulators, *arguments)` gives the value, in terms of accumulators.
-        reference: the same in PyTorch: values `[..., taps]` and a mask of the taps that count, to the reduced (or,
-            for a transform, equally shaped) tensor.  None for nodes that only gradients contain.
-        reduces: whether the result is a window value (else it is a tap value).
+        reference: the same in PyTorch: arguments `[..., taps]` and, last, a mask of the taps that count, to the
+            reduced (or, for a transform, equally shaped) tensor.  None for nodes that only gradients contain.
+        reduces: whether the result lacks the axes reduced (else it is a tap value).
         zeros_matter: whether a zero from the padding changes the result where people do not expect it.
+        arity: how many arguments a formula may give, without `weight`, at least and at most.
+        weighted: whether it takes `weight=`, which is then its last argument.
     """
 
     name: str
     cls: type[WindowNode]
     adjoint: Adjoint
     lower: Lowering
-    reference: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    reference: Callable[..., torch.Tensor] | None
     reduces: bool = True
     zeros_matter: bool = False
+    arity: tuple[int, int] = (1, 1)
+    weighted: bool = False
 
 
-def _node(name: str) -> type[WindowNode]:
-    return type(name, (WindowNode,), {"__module__": __name__})
+def _node(name: str, reduces: bool = True) -> type[WindowNode]:
+    cls: type[WindowNode] = type(name, (WindowNode,), {"__module__": __name__, "reduces": reduces})
+    cls.whole = cls
+    return cls
 
 
 Sum, Prod, Mean, LargestOf, SmallestOf = map(_node, ("sum", "prod", "mean", "max", "min"))
-LogSumExp, Norm, Count = map(_node, ("logsumexp", "norm", "count"))
-#: Tap values: exp(e) over the window's sum of exp(e); the product of e over all the *other* taps; 1 at the first
-#: tap that attains the maximum (minimum) and 0 elsewhere; and the directional derivative of `others`.
-Softmax, Others, FirstMax, FirstMin, OthersSlope = map(
-    _node, ("softmax", "others", "first_max", "first_min", "others_slope")
+LogSumExp, Norm, Var, Std, Cov = map(_node, ("logsumexp", "norm", "var", "std", "cov"))
+Median, Quantile = map(_node, ("median", "quantile"))
+#: `total(v, like)`: the sum of v over as many taps and channels as v and like have; `total(1, like)` counts them.
+Total = _node("total")
+#: Tap values: exp(e) over the window's sum of exp(e); the product of e over all the *other* taps; 1 at the first tap
+#: that attains the maximum (minimum) and 0 elsewhere; the share of each tap in a quantile; and the directional
+#: derivative of `others`.
+Softmax, Others, FirstMax, FirstMin, OthersSlope, Chosen = (
+    _node(name, reduces=False) for name in ("softmax", "others", "first_max", "first_min", "others_slope", "chosen")
 )
 
 
 # -- Gradients -----------------------------------------------------------------------------------------------------
 
 
-def _softmax_adjoint(node: sp.Expr, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
-    return (node * (upstream - Sum(node * upstream)),)
+def sum_of(value: sp.Expr, dims: frozenset[str], *like: sp.Expr) -> sp.Expr:
+    """The sum of `value` over `dims`, over as many taps and channels as `like` has."""
+    whole = domain(frozenset().union(*map(labels_of, like)), dims)
+    labels = labels_of(value)
+    if value != 1 and domain(labels) == whole:
+        return Sum.over(dims)(value)
+    return Total.over(dims)(value, *whole.representatives)
 
 
-def _refuse(node: sp.Expr, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+def _softmax_adjoint(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+    return (node * (upstream - sum_of(node * upstream, node.dims, node)),)
+
+
+def _mean_adjoint(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+    e, *weight = node.args
+    share = upstream * _over_total(node)
+    return (share * weight[0], share * (e - node)) if weight else (share,)
+
+
+def _over_total(node: Any) -> sp.Expr:
+    """1 over the count, or over the weights' sum (0 where that is 0)."""
+    *values, weight = node.args if len(node.args) > BY_NODE[node.whole].arity[0] else (*node.args, sp.S.One)
+    total = sum_of(weight, node.dims, *values)
+    return 1 / total if weight == 1 else reciprocal(total)
+
+
+def _deviation(node: Any, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
+    return e - node.twin(Mean, e, *weight)
+
+
+def _var_adjoint(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+    weight = node.args[1:]
+    share, deviation = upstream * _over_total(node), _deviation(node, *node.args)
+    slope = 2 * share * sp.Mul(*weight) * deviation
+    return (slope, share * (deviation**2 - node)) if weight else (slope,)
+
+
+def _std_adjoint(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+    return _var_adjoint(node.twin(Var, *node.args), upstream * reciprocal(node) / 2)
+
+
+def _cov_adjoint(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+    a, b, *weight = node.args
+    share = upstream * _over_total(node)
+    by_a, by_b = _deviation(node, a, *weight), _deviation(node, b, *weight)
+    slopes = share * sp.Mul(*weight) * by_b, share * sp.Mul(*weight) * by_a
+    return (*slopes, share * (by_a * by_b - node)) if weight else slopes
+
+
+def _quantile_adjoint(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+    return (upstream * node.twin(Chosen, *node.args), *(sp.S.Zero for _ in node.args[1:]))
+
+
+def _flat(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
+    return (sp.S.Zero,) * len(node.args)
+
+
+def _refuse(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
     raise DerivativeError("third derivatives of prod are not available; first and second derivatives are")
 
 
@@ -147,81 +211,158 @@ def _lower_others_slope(acc: Accumulators, e: sp.Expr, v: sp.Expr) -> sp.Expr:
 
 
 def _lower_first(acc: Accumulators, e: sp.Expr) -> sp.Expr:
-    return same(acc.first_max(e)[1], acc.position)
+    return same(acc.first_max(e)[1], acc.position(e))
+
+
+def _lower_mean(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
+    if not weight:
+        return acc.sum(e) / acc.count(e)
+    return acc.sum(weight[0] * e) * reciprocal(acc.sum(weight[0], e))
+
+
+def _lower_cov(acc: Accumulators, a: sp.Expr, b: sp.Expr, *weight: sp.Expr) -> sp.Expr:
+    moment = acc.moment(a, b, *(weight or [sp.S.One]))
+    return moment * reciprocal(acc.sum(weight[0], a, b)) if weight else moment / acc.count(a, b)
+
+
+def _lower_var(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
+    return _lower_cov(acc, e, e, *weight)
+
+
+def _ranked(acc: Accumulators, e: sp.Expr, q: sp.Expr | None = None) -> tuple[sp.Expr, tuple[sp.Expr, ...]]:
+    """The rank of a quantile as torch counts it, and what stands at it; the lower median without q."""
+    last = acc.count(e) - 1
+    rank = floor(last / 2) if q is None else q * last
+    return rank, acc.order(e, rank)
+
+
+def _lower_quantile(acc: Accumulators, e: sp.Expr, q: sp.Expr | None = None) -> sp.Expr:
+    rank, (low, _, high, _) = _ranked(acc, e, q)
+    # Where both are the same (also inf) there is nothing between them.
+    return low if q is None else case(sp.Eq(low, high), low, low + (rank - floor(rank)) * (high - low))
+
+
+def _lower_chosen(acc: Accumulators, e: sp.Expr, q: sp.Expr | None = None) -> sp.Expr:
+    rank, (_, at_low, _, at_high) = _ranked(acc, e, q)
+    if q is None:
+        return same(at_low, acc.position(e))
+    part = rank - floor(rank)
+    return (1 - part) * same(at_low, acc.position(e)) + part * same(at_high, acc.position(e))
 
 
 # -- Values over an explicit axis, for the reference ---------------------------------------------------------------
 
 
-def _filled(
-    identity: float, reduce: Callable[..., torch.Tensor]
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _filled(identity: float, reduce: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return lambda values, valid: reduce(torch.where(valid, values, identity), -1)
 
 
-def _reference_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    return torch.where(valid, values, 0.0).sum(-1) / valid.sum(-1).clamp(min=1)
+def _reference_total(values: torch.Tensor, *like_and_valid: torch.Tensor) -> torch.Tensor:
+    return torch.where(like_and_valid[-1], values, 0.0).sum(-1)
 
 
 def _reference_norm(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(torch.where(valid, values, 0.0), dim=-1)
 
 
-#: The functions of the window by name.
-REDUCTIONS: dict[str, Reduction] = {
-    record.name: record
-    for record in (
-        Reduction("sum", Sum, lambda node, up: (up,), lambda acc, e: acc.sum(e), _filled(0.0, torch.sum)),
-        Reduction(
-            "prod",
-            Prod,
-            lambda node, up: (up * Others(node.args[0]),),
-            _lower_prod,
-            _filled(1.0, torch.prod),
-            zeros_matter=True,
-        ),
-        Reduction(
-            "mean",
-            Mean,
-            lambda node, up: (up / Count(),),
-            lambda acc, e: acc.sum(e) / acc.count,
-            _reference_mean,
-        ),
-        Reduction(
-            "max",
-            LargestOf,
-            lambda node, up: (up * FirstMax(node.args[0]),),
-            lambda acc, e: acc.first_max(e)[0],
-            _filled(-torch.inf, lambda values, dim: values.max(dim).values),
-            zeros_matter=True,
-        ),
-        Reduction(
-            "min",
-            SmallestOf,
-            lambda node, up: (up * FirstMin(node.args[0]),),
-            lambda acc, e: -acc.first_max(-e)[0],
-            _filled(torch.inf, lambda values, dim: values.min(dim).values),
-            zeros_matter=True,
-        ),
-        Reduction(
-            "logsumexp",
-            LogSumExp,
-            lambda node, up: (up * Softmax(node.args[0]),),
-            lambda acc, e: acc.logsumexp(e),
-            _filled(-torch.inf, torch.logsumexp),
-            zeros_matter=True,
-        ),
-        Reduction(
-            "norm",
-            Norm,
-            lambda node, up: (up * node.args[0] * reciprocal(node),),
-            lambda acc, e: sp.sqrt(acc.sum(e**2)),
-            _reference_norm,
-        ),
-    )
-}
+def _reference_softmax(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    some = valid.any(-1, keepdim=True)  # where no tap counts there is nothing to share out
+    return torch.where(some, torch.softmax(torch.where(valid | ~some, values, -torch.inf), -1), 0.0)
 
-#: The tap values that gradients of the above contain.
+
+def _weights(weight: tuple[torch.Tensor, ...], valid: torch.Tensor) -> torch.Tensor:
+    """The weights as shares of their sum; all 0 where there are none."""
+    given = torch.where(valid, weight[0] if weight else 1.0, 0.0)
+    total = given.sum(-1, keepdim=True)
+    return torch.where(total == 0, 0.0, given / torch.where(total == 0, 1.0, total))
+
+
+def _reference_mean(values: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    *weight, valid = rest
+    return (torch.where(valid, values, 0.0) * _weights(tuple(weight), valid)).sum(-1)
+
+
+def _reference_cov(a: torch.Tensor, b: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    by_a, by_b = (value - _reference_mean(value, *rest)[..., None] for value in (a, b))
+    return _reference_mean(by_a * by_b, *rest)
+
+
+def _reference_var(values: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    return _reference_cov(values, values, *rest)
+
+
+def _reference_std(values: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    var = _reference_var(values, *rest)
+    return torch.where(var == 0, 0.0, torch.where(var == 0, 1.0, var).sqrt())
+
+
+def _reference_quantile(values: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    *q, valid = rest
+    last = valid.sum(-1, keepdim=True).clamp(min=1) - 1
+    rank = torch.floor(last / 2) if not q else q[0][..., :1] * last
+    ordered = torch.where(valid, values, torch.inf).sort(dim=-1, stable=True).values
+    low, high = (ordered.gather(-1, at.expand(*ordered.shape[:-1], 1).long()) for at in (rank.floor(), rank.ceil()))
+    found = torch.where(low == high, low, low + (rank - rank.floor()) * (high - low))[..., 0]
+    found = torch.where((valid & values.isnan()).any(-1), torch.nan, found)
+    return torch.where(valid.any(-1), found, 0.0)
+
+
+_RECORDS = (
+    Reduction("sum", Sum, lambda node, up: (up,), lambda acc, e: acc.sum(e), _filled(0.0, torch.sum)),
+    Reduction(
+        "prod",
+        Prod,
+        lambda node, up: (up * node.twin(Others, *node.args),),
+        _lower_prod,
+        _filled(1.0, torch.prod),
+        zeros_matter=True,
+    ),
+    Reduction("mean", Mean, _mean_adjoint, _lower_mean, _reference_mean, weighted=True),
+    Reduction(
+        "max",
+        LargestOf,
+        lambda node, up: (up * node.twin(FirstMax, *node.args),),
+        lambda acc, e: acc.first_max(e)[0],
+        _filled(-torch.inf, lambda values, dim: values.max(dim).values),
+        zeros_matter=True,
+    ),
+    Reduction(
+        "min",
+        SmallestOf,
+        lambda node, up: (up * node.twin(FirstMin, *node.args),),
+        lambda acc, e: -acc.first_max(-e)[0],
+        _filled(torch.inf, lambda values, dim: values.min(dim).values),
+        zeros_matter=True,
+    ),
+    Reduction(
+        "logsumexp",
+        LogSumExp,
+        lambda node, up: (up * node.twin(Softmax, *node.args),),
+        lambda acc, e: acc.logsumexp(e),
+        _filled(-torch.inf, torch.logsumexp),
+        zeros_matter=True,
+    ),
+    Reduction(
+        "norm",
+        Norm,
+        lambda node, up: (up * node.args[0] * reciprocal(node),),
+        lambda acc, e: sp.sqrt(acc.sum(e**2)),
+        _reference_norm,
+    ),
+    Reduction("var", Var, _var_adjoint, _lower_var, _reference_var, weighted=True),
+    Reduction(
+        "std", Std, _std_adjoint, lambda acc, *args: sp.sqrt(_lower_var(acc, *args)), _reference_std, weighted=True
+    ),
+    Reduction("cov", Cov, _cov_adjoint, _lower_cov, _reference_cov, arity=(2, 2), weighted=True),
+    Reduction("median", Median, _quantile_adjoint, _lower_quantile, _reference_quantile, zeros_matter=True),
+    Reduction(
+        "quantile", Quantile, _quantile_adjoint, _lower_quantile, _reference_quantile, zeros_matter=True, arity=(2, 2)
+    ),
+)
+#: The functions of the window by name.
+REDUCTIONS: dict[str, Reduction] = {record.name: record for record in _RECORDS}
+
+#: The tap values that gradients of the above contain, and what counts taps.
 TRANSFORMS: dict[str, Reduction] = {
     record.name: record
     for record in (
@@ -230,42 +371,48 @@ TRANSFORMS: dict[str, Reduction] = {
             Softmax,
             _softmax_adjoint,
             lambda acc, e: sp.exp(e - shift(acc.logsumexp(e))),
-            _filled(-torch.inf, torch.softmax),
+            _reference_softmax,
             reduces=False,
         ),
         Reduction(
             "others",
             Others,
-            lambda node, up: (OthersSlope(node.args[0], up),),
+            lambda node, up: (node.twin(OthersSlope, node.args[0], up),),
             _lower_others,
             None,
             reduces=False,
         ),
-        Reduction("others_slope", OthersSlope, _refuse, _lower_others_slope, None, reduces=False),
-        Reduction("first_max", FirstMax, lambda node, up: (sp.S.Zero,), _lower_first, None, reduces=False),
+        Reduction("others_slope", OthersSlope, _refuse, _lower_others_slope, None, reduces=False, arity=(2, 2)),
+        Reduction("first_max", FirstMax, _flat, _lower_first, None, reduces=False),
+        Reduction("first_min", FirstMin, _flat, lambda acc, e: _lower_first(acc, -e), None, reduces=False),
+        Reduction("chosen", Chosen, _flat, _lower_chosen, None, reduces=False, arity=(1, 2)),
         Reduction(
-            "first_min",
-            FirstMin,
-            lambda node, up: (sp.S.Zero,),
-            lambda acc, e: _lower_first(acc, -e),
-            None,
-            reduces=False,
+            "total",
+            Total,
+            lambda node, up: (up, *(sp.S.Zero for _ in node.args[1:])),
+            lambda acc, v, *like: acc.count(*like) if v == 1 else acc.sum(v, *like),
+            _reference_total,
+            arity=(2, 16),
         ),
-        Reduction("count", Count, lambda node, up: (), lambda acc: acc.count, None),
     )
 }
 
-#: Every record by the class of its node.
+#: Every record by the class of its node over both axes.
 BY_NODE: dict[type[WindowNode], Reduction] = {
     record.cls: record for record in (*REDUCTIONS.values(), *TRANSFORMS.values())
 }
 
 
-def max_(*values: sp.Expr) -> sp.Expr:
+def record_of(node: sp.Basic) -> Reduction:
+    """The record of a window node, over whichever axes it runs."""
+    return BY_NODE[node.whole]
+
+
+def max_(*values: sp.Expr, dim: Any = None) -> sp.Expr:
     """The maximum over the window of one value; of two or more, the largest of them at each tap (Python's own rule)."""
-    return LargestOf(*values) if len(values) == 1 else sp.Max(*values)
+    return LargestOf(*values, dim=dim) if len(values) == 1 else sp.Max(*values)
 
 
-def min_(*values: sp.Expr) -> sp.Expr:
+def min_(*values: sp.Expr, dim: Any = None) -> sp.Expr:
     """The minimum over the window of one value; of two or more, the smallest of them at each tap."""
-    return SmallestOf(*values) if len(values) == 1 else sp.Min(*values)
+    return SmallestOf(*values, dim=dim) if len(values) == 1 else sp.Min(*values)

@@ -20,7 +20,9 @@ from .errors import InternalError
 from .functions import BY_CLASS, kinked
 from .geometry import Geometry
 from .kernel import Kernel
-from .reductions import BY_NODE, Count, WindowNode
+from .language.axes import Domain, WindowNode, domain, labels_of
+from .language.symbols import Access, Operand
+from .reductions import record_of
 
 _RELATIONS = {
     sp.StrictLessThan: torch.lt,
@@ -30,6 +32,8 @@ _RELATIONS = {
     sp.Equality: torch.eq,
     sp.Unequality: torch.ne,
 }
+#: What stands at taps that are ignored: inside the domain of log and powers, so that autograd makes no NaN of it.
+IGNORED = 0.5
 _LOGIC = {sp.And: torch.logical_and, sp.Or: torch.logical_or}
 
 
@@ -48,7 +52,7 @@ def reference(kernel: Kernel, given: Mapping[str, Any], geometry: Geometry) -> T
 
 
 class _Evaluation:
-    """Values as `[n, g, f, *size, c, t]`."""
+    """Values as `[n, g, f, *size, c, t]`, with 1 for the axes that they lack."""
 
     def __init__(self, kernel: Kernel, given: Mapping[str, Any], geometry: Geometry) -> None:
         self.kernel, self.geometry = kernel, geometry
@@ -57,54 +61,81 @@ class _Evaluation:
         self.size = geometry.output_size(x.shape[2:])
         self.channels = x.shape[1] // geometry.groups
         self.taps = math.prod(geometry.kernel_size)
-        outside = self.unfolded(torch.ones_like(x[:1, :1]))
-        self.valid = outside[..., 0, :].bool()  # [1, 1, 1, *size, t]
-        self.values = {operand: self.operand(operand, given) for operand in kernel.formula.operands}
+        self.centre = 0
+        for k in geometry.kernel_size:
+            self.centre = self.centre * k + (k - 1) // 2
+        self.valid = self.unfolded(torch.ones_like(x[:1, :1])).bool()  # [1, 1, 1, *size, 1, t]
+        self.given = given
+        symbols = [each for each in kernel.expr.free_symbols if isinstance(each, Operand)]
+        self.values = {operand: self.operand(operand) for operand in symbols}
 
     def output(self) -> Tensor:
         value = self.value(kinked(self.kernel.expr))
         groups, out_channels = self.geometry.groups, self.geometry.out_channels
-        full = (self.like.shape[0], groups, out_channels // groups, *self.size)
-        return torch.as_tensor(value, dtype=self.like.dtype).expand(full).flatten(1, 2)
+        full = (self.like.shape[0], groups, out_channels // groups, *self.size, 1, 1)
+        return value.to(self.like.dtype).expand(full)[..., 0, 0].flatten(1, 2)
 
     # -- Operands ------------------------------------------------------------------------------------------------
 
-    def operand(self, operand: Any, given: Mapping[str, Any]) -> Tensor:
+    def operand(self, operand: Operand) -> Tensor:
+        given: Any = self.given.get(operand.operand.name)
         if operand.role == "input":
-            return self.unfolded(given[operand.name])
-        if operand.role == "const":
-            return self.like.new_tensor(given[operand.name])
-        if operand.role == "size":
-            sizes = {"T": self.taps, "C": self.channels, "N": self.taps * self.channels}
-            return self.like.new_tensor(sizes[operand.name])
-        if operand.role == "offset":
+            value = self.unfolded(given, 0.0 if isinstance(operand, Access) else IGNORED)
+        elif operand.role == "field":
+            value = self.field(given, operand.axes)
+        elif operand.role in ("weight", "bias", "param"):
+            element = getattr(operand, "element", None)
+            value = self.bank(given if element is None else given[element], operand.operand.axes)
+        elif operand.role == "offset":
             axis = -1 - ("dx", "dy", "dz").index(operand.name)
             count, dilation = self.geometry.kernel_size[axis], self.geometry.dilation[axis]
             steps = (torch.arange(count) - (count - 1) // 2) * dilation
             shape = [1] * self.rank
             shape[axis] = count
-            grid = steps.reshape(shape).expand(self.geometry.kernel_size).reshape(-1)
-            return grid.to(self.like)
-        axes = operand.axes
-        value = given[operand.name]
+            value = steps.reshape(shape).expand(self.geometry.kernel_size).reshape(-1).to(self.like)
+        elif operand.role == "index":
+            outputs = torch.arange(self.geometry.out_channels).reshape(self.geometry.groups, -1, *[1] * (self.rank + 2))
+            numbers = {"c": torch.arange(self.channels)[:, None], "t": torch.arange(self.taps), "o": outputs}
+            value = numbers[operand.name].to(self.like)
+        else:
+            sizes = {"T": self.taps, "C": self.channels, "N": self.taps * self.channels}
+            value = self.like.new_tensor(sizes.get(operand.name, given))
+        return self.elsewhere(value, operand) if isinstance(operand, Access) else value
+
+    def elsewhere(self, value: Tensor, access: Access) -> Tensor:
+        """A value `[..., c, t]` read at another tap, or at the output's own channel."""
+        if access.own and access.role == "input":
+            value = value.movedim(-2, 2).squeeze(3).unsqueeze(-2)
+        elif access.own:
+            value = value.diagonal(dim1=1, dim2=-2).movedim(-1, 1).unsqueeze(-2)
+        if access.shift is None:
+            return value[..., self.centre : self.centre + 1]
+        taps = [tap + access.shift for tap in range(self.taps)]
+        inside = torch.tensor([0 <= tap < self.taps for tap in taps])
+        return torch.where(inside, value[..., [min(max(tap, 0), self.taps - 1) for tap in taps]], 0.0)
+
+    def bank(self, value: Tensor, axes: tuple[str, ...]) -> Tensor:
         groups = self.geometry.groups
         by_axis: dict[str, tuple[int, ...]] = {
             "o": (groups, value.shape[0] // groups) if "o" in axes else (1, 1),
             "c": (self.channels,) if "c" in axes else (1,),
             "t": (self.taps,) if "t" in axes else (1,),
         }
-        g, f = by_axis["o"]
-        value = value.reshape(g, f, *[1] * self.rank, *by_axis["c"], *by_axis["t"])
-        return value if operand.tap_axes else value[..., 0, 0]
+        return value.reshape(*by_axis["o"], *[1] * self.rank, *by_axis["c"], *by_axis["t"])
 
-    def unfolded(self, image: Tensor) -> Tensor:
+    def field(self, value: Tensor, axes: tuple[str, ...]) -> Tensor:
+        value = value.unflatten(1, (self.geometry.groups, -1)) if "o" in axes else value[:, None, None]
+        value = value if "t" in axes else value.unsqueeze(3)
+        return value.movedim(3, -1).unsqueeze(-2)
+
+    def unfolded(self, image: Tensor, outside: float = 0.0) -> Tensor:
         flat = [side for pair in reversed(self.geometry.padding) for side in pair]
-        image = F.pad(image, flat)
+        image = F.pad(image, flat, value=outside)
         for axis in range(self.rank):
             k, s, d = (each[axis] for each in (self.geometry.kernel_size, self.geometry.stride, self.geometry.dilation))
             image = image.unfold(2 + axis, (k - 1) * d + 1, s)[..., ::d]
         image = image.flatten(2 + self.rank)  # [n, channels, *size, t]
-        groups = 1 if image.shape[1] == 1 else self.geometry.groups
+        groups = self.geometry.groups if image.shape[1] % self.geometry.groups == 0 else 1
         by_group = image.unflatten(1, (groups, 1, -1))  # [n, g, 1, c, *size, t]
         return by_group.movedim(3, -2)
 
@@ -139,13 +170,32 @@ class _Evaluation:
         raise InternalError(f"the reference cannot evaluate {sp.sstr(expr)}")
 
     def window(self, node: WindowNode) -> Tensor:
-        valid = self.valid.unsqueeze(-2).expand(*self.valid.shape[:-1], self.channels, self.taps).flatten(-2)
-        if isinstance(node, Count):
-            return valid.sum(-1).clamp(min=1).to(self.like.dtype)
-        reduce = BY_NODE[type(node)].reference
-        if reduce is None:
-            raise InternalError(f"{type(node).__name__} has no reference; it occurs only in derivatives")
-        values = self.value(node.args[0])
-        values = values.expand(torch.broadcast_shapes(values.shape, (*self.size, self.channels, self.taps))).flatten(-2)
-        reduced = reduce(*torch.broadcast_tensors(values, valid))
-        return reduced if BY_NODE[type(node)].reduces else reduced.unflatten(-1, (self.channels, self.taps))
+        record = record_of(node)
+        if record.reference is None:
+            raise InternalError(f"{record.name} has no reference; it occurs only in derivatives")
+        where = domain(frozenset().union(*map(labels_of, node.args)), node.dims)
+        channels, taps = self.extents(where)
+        values = [self.value(argument) for argument in node.args]
+        valid = self.valid if "t" in where.axes else self.valid.any(-1, keepdim=True).new_ones([])
+        full = torch.broadcast_shapes(*(value.shape for value in values), (*self.size, channels, taps))
+        arguments = [value.expand(full) for value in (*values, valid)]
+        if node.dims == {"c"}:
+            arguments = [value.transpose(-1, -2) for value in arguments]
+        elif node.dims == {"c", "t"}:
+            arguments = [value.flatten(-2) for value in arguments]
+        result = record.reference(*arguments)
+        result = result.unsqueeze(-1) if record.reduces else result
+        if node.dims == {"c"}:
+            return result.transpose(-1, -2)
+        if node.dims == {"c", "t"}:
+            return result.unsqueeze(-1) if record.reduces else result.unflatten(-1, (channels, taps))
+        return result
+
+    def extents(self, where: Domain) -> tuple[int, int]:
+        """How many channels and taps a domain has."""
+        channels = [self.channels] if "c" in where.axes else [1]
+        if where.inputs:
+            groups = self.geometry.groups
+            counts = [self.given[name].shape[1] for name in where.inputs]
+            channels = [count // groups if count % groups == 0 else count for count in counts]
+        return max(channels), self.taps if "t" in where.axes else 1

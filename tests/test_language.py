@@ -76,15 +76,51 @@ REFUSED = {
     "sum(x))": "unmatched",
     "sum()": "takes 1 argument",
     "sum(tan(x, w))": "takes 1 argument",
-    "sum(x, dim=t)": "no keyword",
-    "sum(x[c, 0])": "not supported yet",
+    "sum(x, dim=t)": "still varies over c (input channel)",
+    "sum(x, dim=c)": "still varies over t (tap)",
+    "sum(x, dim=o)": "dim is c",
+    "sum(x, axis=c)": "takes no keyword axis=; it takes dim",
+    "sum(x, weight=w)": "takes no keyword weight=; it takes dim",
+    "mean(x, wait=w)": "it takes dim and weight",
+    "sum(x[c, 0])": "does not vary over t (tap), so sum cannot run over it; write sum(..., dim=c)",
+    "sum(max(x, dim=t))": "write sum(..., dim=c)",
+    "sum(max(x, dim=t), dim=t)": "does not vary over t",
+    "sum(dx*x[o, 0], dim=c)": "does not vary over c",
+    "sum(x)*x[c, t]": "x[c, t] is not inside a reduction",
+    "sum(x[0])": "an index is [channel, tap]",
+    "sum(x[c, 1])": "an index is [channel, tap]",
+    "sum(x[t, c])": "an index is [channel, tap]",
+    "sum(x[c, 2*t])": "an index is [channel, tap]",
+    "sum(x[c, t, 0])": "an index is [channel, tap]",
+    "sum(x*b[o])": "only inputs and weights take an index",
+    "sum((x + w)[c, 0])": "takes no index",
+    "s: weight[3]\nsum(s*x)": "s is a bank of 3 weights; name one of them, s[0]",
+    "s: weight[3]\nsum(s[3]*x)": "s[0] to [2]",
+    "s: weight[0]\nsum(s[0]*x)": "size of the bank, 1 to 64",
+    "s: weight[o]\nsum(s[0]*x)": "size of the bank",
+    "k: field[c]\nsum(k*x)": "field[...] takes o (filter), t (tap), each once",
+    "g: input[3]\nsum(g*x)": "a input takes no brackets",
+    "p: param[positive] = 0\nsum(p*x)": "starts above 0",
+    "sum(Sum(x, (k, 0, w)))": "whole numbers",
+    "sum(Sum(x, (c, 0, 3)))": "is taken",
+    "sum(Sum(x, 3))": "a range of whole numbers",
+    "sum(Sum(x + w*k, (k, 0, 4000)))": "more than",
+    "sum(x + k)": "unknown name 'k'",
+    "quantile(x, w)": "a number or a const",
+    "quantile(x, 2)": "lies between 0 and 1",
+    "quantile(x)": "takes 2 arguments",
+    "cov(x)": "takes 2 arguments",
+    "sum(custom_grad(x))": "names the operands",
+    "sum(custom_grad(x, q=x))": "takes slopes for operands",
+    "sum(ste(x))": "takes 2 arguments",
+    "sum(x) + custom_grad(1, x=2)": "still varies",
     "v: weight\nsum(x)": "never used",
     "v: tensor\nsum(v*x)": "the kinds are",
     "w: weight\nsum(w*x)": "taken",
     "sum: const = 1\nsum(x)": "taken",
     "beta: const = x\nsum(beta*x)": "must be a number",
     "a = x\na = w\nsum(a)": "defined twice",
-    "p: param[q]\nsum(p*x)": "axes o (filter)",
+    "p: param[q]\nsum(p*x)": "takes o (filter), c (channel), t (tap), positive, each once",
     "sum(w)": "never uses the input x",
     "sum(x)/0": "no real, defined value",
     "inf - inf + sum(x)": "no real, defined value",
@@ -173,14 +209,29 @@ def test_names_of_symbols_are_checked() -> None:
     for name in ("x", "sum", "lambda", "1a", "a b", "torch", "weight", "é"):
         with pytest.raises(FormulaError):
             sc.const(name, 1)
-    with pytest.raises(FormulaError, match="not supported yet"):
+    with pytest.raises(FormulaError, match="an index is"):
         sc.x[0]
+    for wrong in (
+        lambda: sc.x[sc.c, 1],
+        lambda: sc.x[sc.c, 0][sc.c, 0],
+        lambda: sc.b[sc.o, 0],
+        lambda: sc.weight("s", bank=2)[2],
+        lambda: sc.weight("s", bank=0),
+        lambda: sc.param("p", per="q"),
+        lambda: sc.param("p", init=-1, positive=True),
+        lambda: sc.field("q", per=sc.c),
+        lambda: sc.sum(sc.x, dim="o"),
+        lambda: sc.custom_grad(sc.x, q=sc.x),
+    ):
+        with pytest.raises(FormulaError):
+            wrong()
 
 
 #: Text made of the language's own words: mostly wrong formulas, now and then a right one.
 WORDS = [
     *FUNCTIONS,
     *REDUCTIONS,
+    *"Sum dim=t dim=c weight= [c,0] [o,t] [c,t+1] (k,0,2) g:input s:weight[2] q:field[t]".split(),
     *"x w b c t o T C N pi inf ( ) + - * / ** , < > = : & ~ | [ ] . 1 2.5 1e9".split(),
     "\n",
 ]

@@ -160,8 +160,10 @@ def test_a_second_input(backend: str) -> None:
     assert torch.autograd.gradcheck(lambda g: layer(x, g=g), (random(2, 3, 5, 5).abs().requires_grad_(),))
     with pytest.raises(TypeError, match="g is needed"):
         layer(x)
-    with pytest.raises(ValueError, match="have 1 channel"):
+    with pytest.raises(ValueError, match="must be the same"):
         layer(x, g=mask[..., :4])
+    with pytest.raises(ValueError, match="or g have 1"):
+        layer(x, g=random(2, 2, 5, 5))
 
 
 def test_consts_and_params_of_functions(backend: str) -> None:

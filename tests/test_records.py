@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import sympy as sp
 import torch
 from oracles import random
+from torch import Tensor
 
 import symconv as sc
 from symconv.functions import BY_CLASS, FUNCTIONS, Function, Pointwise, kinked, native
@@ -83,33 +86,54 @@ def test_twins_translate_both_ways(record: Function) -> None:
     assert native(kinked(expr)) == expr
 
 
-REDUCED = {
-    "sum": torch.sum,
-    "prod": torch.prod,
-    "mean": torch.mean,
-    "max": torch.amax,
-    "min": torch.amin,
-    "logsumexp": torch.logsumexp,
-    "norm": torch.linalg.vector_norm,
+#: What PyTorch computes over the last axis, for taps e and f (a weight, or the second argument).
+REDUCED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum(e)": lambda e, f: e.sum(-1),
+    "prod(e)": lambda e, f: e.prod(-1),
+    "mean(e)": lambda e, f: e.mean(-1),
+    "max(e)": lambda e, f: e.amax(-1),
+    "min(e)": lambda e, f: e.amin(-1),
+    "logsumexp(e)": lambda e, f: e.logsumexp(-1),
+    "norm(e)": lambda e, f: torch.linalg.vector_norm(e, dim=-1),
+    "var(e)": lambda e, f: e.var(-1, correction=0),
+    "std(e)": lambda e, f: e.std(-1, correction=0),
+    "cov(e, f)": lambda e, f: ((e - e.mean(-1, True)) * (f - f.mean(-1, True))).mean(-1),
+    "median(e)": lambda e, f: e.median(-1).values,
+    "quantile(e, 0.3)": lambda e, f: e.quantile(0.3, -1),
+    "mean(e, weight=f)": lambda e, f: (e * f).sum(-1) / f.sum(-1),
+    "var(e, weight=f)": lambda e, f: (e * e * f).sum(-1) / f.sum(-1) - ((e * f).sum(-1) / f.sum(-1)) ** 2,
+    "std(e, weight=f)": lambda e, f: ((e * e * f).sum(-1) / f.sum(-1) - ((e * f).sum(-1) / f.sum(-1)) ** 2).sqrt(),
+    "cov(e, f, weight=f)": lambda e, f: (
+        (e * f * f).sum(-1) / f.sum(-1) - (e * f).sum(-1) * (f * f).sum(-1) / f.sum(-1) ** 2
+    ),
 }
 
 
-@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("dims", ["ct", "c", "t"])
+@pytest.mark.parametrize("reduction", REDUCED)
 @pytest.mark.parametrize("padding_mode", ["zeros", "ignore"])
-def test_reduction(backend: str, name: str, padding_mode: str) -> None:
-    """Value against torch over an unfolded axis, first and second derivatives against finite differences."""
-    assert set(REDUCED) == set(REDUCTIONS), "a reduction without an oracle"
+def test_reduction(backend: str, reduction: str, padding_mode: str, dims: str) -> None:
+    """Value against torch over an unfolded axis, first and second derivatives against finite differences.
+
+    A reduction over one axis is followed by a sum over the other.
+    """
+    assert {each.partition("(")[0] for each in REDUCED} == set(REDUCTIONS), "a reduction without an oracle"
     x, w = random(1, 2, 4, 3).requires_grad_(), random(2, 2, 2, 2).requires_grad_()
+    over = reduction if dims == "ct" else f"{reduction[:-1]}, dim={dims})"
+    rest = {"ct": over, "c": f"sum({over}, dim=t)", "t": f"sum({over}, dim=c)"}[dims]
+    formula = f"e = x*w + x\nf = exp(w*x)\n{rest}" if "f" in over else f"e = x*w + x\n{rest}"
 
     def kernel(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return sc.conv2d(
-            f"{name}(x*w + x)", x, w, stride=(2, 1), padding=(1, 0), padding_mode=padding_mode, backend=backend
-        )
+        return sc.conv2d(formula, x, w, stride=(2, 1), padding=(1, 0), padding_mode=padding_mode, backend=backend)
 
     inner = kernel(x, w)[:, :, 1]  # windows that lie wholly inside
     seen = x[:, :, 1:3].unfold(2, 2, 1).unfold(3, 2, 1)[:, None, :, 0]  # [1, 1, 2, columns, 2, 2]
-    taps = (seen * w[None, :, :, None] + seen).movedim(2, 3).flatten(3)
-    expected = taps.prod(-1) if name == "prod" else REDUCED[name](taps, dim=-1)
+    taps = [(seen * w[None, :, :, None] + seen), torch.exp(w[None, :, :, None] * seen)]
+    taps = [each.movedim(2, 3).flatten(4) for each in taps]  # [1, 2, columns, c, t]
+    if dims == "ct":
+        expected = REDUCED[reduction](*(each.flatten(3) for each in taps))
+    else:
+        expected = REDUCED[reduction](*(each if dims == "t" else each.mT for each in taps)).sum(-1)
     torch.testing.assert_close(inner, expected)
     assert torch.autograd.gradcheck(kernel, (x, w))
     assert torch.autograd.gradgradcheck(kernel, (x, w))
@@ -156,6 +180,9 @@ def coverage() -> Kernel:
         inside = f"({low} + {high - low}*sigmoid(x + w))"
         if record.name == "typed":
             continue
+        if record.name == "custom_grad":
+            terms.append("custom_grad(x, x=2*w, w=sin(x))")
+            continue
         if record.name == "where":
             terms.append("where((x > w) | ~(x <= 0.5) & (w != 1), x, w*x)")
         elif record.name == "bspline":
@@ -164,10 +191,15 @@ def coverage() -> Kernel:
             terms.append(f"{record.name}({', '.join([inside, 'sigmoid(w) + 0.1', '1.5'][: record.arity[0]])})")
     lines = [f"a{k} = {term}" for k, term in enumerate(terms)]
     total = " + ".join(f"a{k}" for k in range(len(terms)))
-    reductions = " + ".join(f"{name}(e*{k + 1}/10)" for k, name in enumerate(REDUCTIONS))
+    second = {"cov": ", sin(f)", "quantile": ", 0.3"}
+    reductions = " + ".join(f"{name}(f*{k + 1}/10{second.get(name, '')})" for k, name in enumerate(REDUCTIONS))
     declared = "beta: const = 2\np: param = 0.5\nq: param[o]\ns: param[t]\nr: param[o, c] = 0.1\nv: weight\n"
     scale = "e = (" + total + ")*(0.01 + 0.001*s*r*v)*exp(-(dx**2 + dy**2 + dz**2)/9)/(T + C + N)"
-    return Kernel(declared + "\n".join(lines) + f"\n{scale}\nbeta*({reductions})*p + q + sum(x*softmax(x)) + b")
+    return Kernel(
+        declared
+        + "\n".join(lines)
+        + f"\n{scale}\nf = x*w + v*sin(x)\nbeta*({reductions})*p + q + sum(e*softmax(x)) + b"
+    )
 
 
 def test_coverage_kernel(backend: str) -> None:

@@ -91,7 +91,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
 
     schedule = lower(kernel.formula)
     facts = {
-        "kept": ["position" if symbol.name.startswith("argmax") else "value" for symbol in schedule.kept],
+        "kept": ["position" if symbol.position else "value" for symbol in schedule.kept],
         "has_gradient": sorted(schedule.has_gradient),
     }
     return {SOURCE: torch_source(kernel, schedule), FACTS: json.dumps(facts)}

@@ -11,8 +11,9 @@ import sympy as sp
 from ..derive import gradients
 from ..functions import readable
 from ..kernel import Kernel
-from ..language.symbols import Operand
-from ..lower import COUNT, GRAD_OUTPUT, POSITION, Block, Schedule, Sweep
+from ..language.axes import Domain, Value, domain
+from ..language.symbols import Access, Operand
+from ..lower import Accumulator, Block, Schedule, Sweep
 from ..printers.mathematics import glossary, kink_notes
 from ..printers.text import TextPrinter
 from ..printers.torch import TorchPrinter
@@ -20,48 +21,69 @@ from ..render import render, static_header
 from ..version import __version__
 
 #: The class of the static header behind each kind of accumulator.
-ACCUMULATORS = {"sum": "Sum", "product": "Product", "first_max": "FirstMax", "logsumexp": "LogSumExp"}
-#: How an operand of each role enters a function at a tap, and once per window.
-AT_TAP = {"input": "block.image({0})", "offset": "block.offset({1})", "const": "{0}", "size": "{0}"}
+ACCUMULATORS = {
+    "sum": "Sum",
+    "product": "Product",
+    "first_max": "FirstMax",
+    "logsumexp": "LogSumExp",
+    "moment": "Moment",
+    "order": "Order",
+}
+#: How an operand of each role is made ready for the blocks.
 PREPARE = {
     "input": "{0} = layout.image({0})",
     "const": "{0} = layout.number({0})",
     "size": "{0} = layout.number({1})",
+    "field": '{0} = layout.field({0}, "{2}")',
 }
 SIZES = {"T": "layout.tap_count", "C": "layout.channels", "N": "layout.tap_count * layout.channels"}
+#: How an operand of each role enters a function, from a block of windows or a tap of it.
+ENTER = {
+    "input": "{block}.image({name})",
+    "field": "{block}.field({name})",
+    "offset": "{block}.offset({axis})",
+    "index": '{block}.index("{name}")',
+    "const": "{name}",
+    "size": "{name}",
+}
+GRADIENTS = {"input": "ImageGradient(layout, given[{1}])", "field": "FieldGradient(layout, {0})"}
 MEANINGS = {
     "input": "input under the tap, [n, in_channels, *size]",
     "weight": "weight of the tap, [out_channels, in_channels/groups, *kernel_size]",
     "bias": "bias of the filter, [out_channels]",
     "param": "learned parameter",
+    "field": "value per output pixel",
     "const": "number fixed when the layer is made",
     "offset": "offset of the tap from the centre, in input pixels",
     "size": "how many: T taps, C channels per group, N both",
+    "index": "number of the channel (c), of the tap (t) or of the filter (o)",
 }
 
 
 def torch_source(kernel: Kernel, schedule: Schedule, template: str = "torch/kernel.py.jinja", **context: Any) -> str:
     """The text of a PyTorch module that computes a kernel and its gradients, importing only torch."""
+    printed = _Printed(kernel, schedule)
     return render(
         template,
-        kernel=describe(kernel, schedule),
-        schedule=_Printed(kernel, schedule).context(),
+        schedule=printed.context(),
+        kernel=describe(kernel, schedule, printed),
         header=static_header("window.py"),
         **context,
     )
 
 
-def describe(kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
+def describe(kernel: Kernel, schedule: Schedule, printed: _Printed) -> dict[str, Any]:
     """What the head of a generated file says about the kernel."""
     tensors = [operand.name for operand in kernel.formula.operands if operand.is_tensor]
     numbers = [operand.name for operand in kernel.formula.operands if operand.role == "const"]
     derivatives = gradients(kernel.formula)
     notes = glossary(derivatives.values()) + kink_notes(kernel.formula)
     names = [(operand.name, _meaning(operand)) for operand in kernel.formula.operands]
+    names += [(name, access.name) for access, name in printed.accesses.items()]
     for sweep in (*schedule.forward, *schedule.backward):
         for each in sweep.accumulators:
-            names.append((each.symbols[0].name, f"{each.kind} of {_text(each.value)}"))
-            names += [(symbol.name, f"the tap that attains {each.symbols[0]}") for symbol in each.symbols[1:]]
+            names.append((each.symbols[0].name, _legend(each)))
+            names += [(symbol.name, _which(each, symbol)) for symbol in each.symbols[1:]]
     return {
         "title": kernel.title,
         "version": __version__,
@@ -72,7 +94,7 @@ def describe(kernel: Kernel, schedule: Schedule) -> dict[str, Any]:
             ("forward", operations_line(schedule.forward)),
             ("backward", operations_line(schedule.backward)),
         ],
-        "names": names,
+        "names": [*dict(names).items()],
         "width": max(len(name) for name, _ in names),
         "signature": ", ".join([*tensors, *numbers]),
         "tensors": _tuple(tensors),
@@ -94,7 +116,20 @@ def operations_line(sweeps: Sequence[Sweep]) -> str:
 def _meaning(operand: Operand) -> str:
     axes = {"o": "filter", "c": "channel", "t": "tap"}
     per = " and ".join(axes[axis] for axis in operand.axes)
-    return MEANINGS[operand.role] + (f", one per {per}" if operand.role == "param" and per else "")
+    bank = f"bank of {operand.bank}, each a " if operand.bank else ""
+    return bank + MEANINGS[operand.role] + (f", one per {per}" if operand.role in ("param", "field") and per else "")
+
+
+def _legend(each: Accumulator) -> str:
+    values = each.values[:-1] if each.kind == "moment" and each.values[-1] == 1 else each.values
+    over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(each.dims)), "")
+    kind = {"moment": "co-moment", "order": "lower value at a rank"}.get(each.kind, each.kind)
+    return f"{kind} of {', '.join(map(_text, dict.fromkeys(values)))}{over}"
+
+
+def _which(each: Accumulator, symbol: Value) -> str:
+    value = symbol.name.removeprefix("arg")
+    return f"the first tap with {value}" if symbol.position else f"the upper value at the rank of {each.symbols[0]}"
 
 
 def _tuple(items: Iterable[str]) -> str:
@@ -121,56 +156,73 @@ class _Printed:
 
     def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
         self.operands = {operand.name: operand for operand in kernel.formula.operands}
+        self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
         self.schedule = schedule
-        self.printer = TorchPrinter()
+        self.accesses = self._identifiers()
+        self.printer = TorchPrinter(self.accesses)
         self.functions: list[dict[str, Any]] = []
         self.number = 0
 
     def context(self) -> dict[str, Any]:
         schedule = self.schedule
         forward = [self.sweep(sweep, f"forward_{k}") for k, sweep in enumerate(schedule.forward, 1)]
-        call_output = self.function("combine", "The output, from what the window's taps gave.", schedule.output)
-        gradient_sweep = None
-        backward = list(schedule.backward)
-        if schedule.tap_gradients:
-            last = backward.pop()
-            gradient_sweep = self.sweep(last, "gradient") | {
-                "operands": _tuple(_quoted(operand.name) for operand in schedule.tap_gradients),
-            }
-        sweeps = [self.sweep(sweep, f"backward_{k}") for k, sweep in enumerate(backward, 1)]
-        call_at_windows = self.function(
+        output = self.function("combine", "The output, from what the window's taps gave.", schedule.output)
+        gradient_sweeps = sum(bool(sweep.gradients) for sweep in schedule.backward)
+        again = len(schedule.backward) - gradient_sweeps
+        names = [f"backward_{k + 1}" for k in range(again)]
+        names += ["gradient"] if gradient_sweeps == 1 else [f"gradient_{k + 1}" for k in range(gradient_sweeps)]
+        backward = [self.sweep(sweep, name) for sweep, name in zip(schedule.backward, names)]
+        at_windows = self.function(
             "gradient_windows", "What reaches each operand once per window.", schedule.at_windows, always_tuple=True
         )
         used_forward = self.used(schedule.forward, schedule.output)
-        used_backward = self.used(schedule.backward, schedule.at_windows) | set(self.tensors())
+        used_backward = self.used(schedule.backward, schedule.at_windows) | set(self.tensors)
         return {
             "functions": self.functions,
             "forward": forward,
-            "call_output": self.expanded_output(call_output),
-            "kept": _tuple(symbol.name for symbol in schedule.kept),
-            "kept_targets": _targets(symbol.name for symbol in schedule.kept),
-            "backward": sweeps,
-            "gradient_sweep": gradient_sweep,
-            "window_operands": (
-                _tuple(_quoted(operand.name) for operand in schedule.window_gradients)
-                if schedule.window_gradients
-                else ""
+            "output": output,
+            "kept": _tuple(
+                "layout.windows(torch.int32)" if symbol.position else "layout.windows()" for symbol in schedule.kept
             ),
-            "call_at_windows": call_at_windows,
+            "kept_values": _tuple(symbol.name for symbol in schedule.kept),
+            "kept_targets": _targets(symbol.name for symbol in schedule.kept),
+            "backward": backward,
+            "at_windows": at_windows,
+            "window_values": _targets(f"value_{k}" for k in range(1, len(schedule.window_gradients) + 1)),
+            "window_gradients": self.adds(schedule.window_gradients, "windows"),
             "prepare_forward": self.prepare(used_forward),
             "prepare_backward": self.prepare(used_backward),
-            "gradients": [(name, self.gradient(name)) for name in self.tensors()],
+            "counts_forward": self.counts(used_forward),
+            "counts_backward": self.counts(used_backward),
+            "held_forward": self.held(schedule.forward),
+            "held_backward": self.held(schedule.backward),
+            "gradients": [(name, self.gradient(name)) for name in self.tensors],
         }
 
-    def tensors(self) -> list[str]:
-        return [name for name, operand in self.operands.items() if operand.is_tensor]
+    # -- Names -------------------------------------------------------------------------------------------------------
 
-    def expanded_output(self, call: str) -> str:
-        """The output function may give fewer values than there are windows (`b` alone): then they are repeated."""
-        produced = {symbol for sweep in self.schedule.forward for each in sweep.accumulators for symbol in each.symbols}
-        if produced & set(self.schedule.output.arguments):
-            return call
-        return f"layout.windows(0.0) + {call}"
+    def _identifiers(self) -> dict[sp.Symbol, str]:
+        """A Python name for each operand that is read elsewhere than at the tap."""
+        schedule = self.schedule
+        blocks = [block for sweep in (*schedule.forward, *schedule.backward) for block in (sweep.before, sweep.taps)]
+        symbols = {symbol for block in (*blocks, schedule.output, schedule.at_windows) for symbol in block.arguments}
+        taken, names = set(self.operands), {}
+        for access in sorted((each for each in symbols if isinstance(each, Access)), key=lambda each: each.name):
+            step = {None: "_centre", 0: "", 1: "_next", -1: "_previous"}.get(
+                access.shift, f"_{'next' if (access.shift or 0) > 0 else 'previous'}{abs(access.shift or 0)}"
+            )
+            element = "" if access.element is None else f"_{access.element}"
+            name = f"{access.base.name}{element}{'_own' * access.own}{step}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            names[access] = name
+        return names
+
+    def name(self, symbol: sp.Symbol) -> str:
+        return self.accesses.get(symbol, symbol.name)
+
+    # -- Functions and their calls -----------------------------------------------------------------------------------
 
     def function(self, name: str, doc: str, block: Block, always_tuple: bool = False) -> str:
         """Register a function of the generated file; returns the call of it once per window."""
@@ -179,66 +231,132 @@ class _Printed:
             {
                 "name": name,
                 "doc": doc,
-                "arguments": [symbol.name for symbol in block.arguments],
+                "arguments": [*map(self.name, block.arguments)],
                 "temporaries": [(str(symbol), self.printer.doprint(expr)) for symbol, expr in block.temporaries],
                 "results": _tuple(results) if always_tuple or len(results) != 1 else results[0],
             }
         )
         if not results:
             self.functions.pop()
-        return f"{name}({', '.join(map(self.per_window, block.arguments))})"
+        return f"{name}({', '.join(self.enter(symbol, 'windows') for symbol in block.arguments)})"
+
+    def enter(self, symbol: sp.Symbol, block: str) -> str:
+        """How the value of a symbol is had from a block of windows, or from a tap of it."""
+        if isinstance(symbol, Operand):
+            name, axis = symbol.operand.name, {"dx": "-1", "dy": "-2", "dz": "-3"}.get(symbol.name, "")
+            place = self.place(symbol, block)
+            element = getattr(symbol, "element", None)
+            name += "" if element is None else f"[{element}]"
+            return ENTER.get(symbol.role, "{block}.bank({name})").format(block=place, name=name, axis=axis)
+        if isinstance(symbol, Value) and symbol.position and symbol.name.startswith("position"):
+            return f"{block}.place({self.axes(domain(symbol.labels).axes)})"
+        return symbol.name if block == "windows" else f"{block}.window({symbol.name})"
+
+    def place(self, symbol: Operand, block: str) -> str:
+        """The block at which an operand is read."""
+        if not isinstance(symbol, Access):
+            return block
+        step = {None: ".centre", 0: ""}.get(symbol.shift, f".next({symbol.shift})")
+        return block + ".own_channel" * symbol.own + step
+
+    @staticmethod
+    def axes(axes: str) -> str:
+        return "" if axes == "ct" else f'"{axes}"'
+
+    def where(self, where: Domain) -> str:
+        """The arguments that say which taps, and whose channels."""
+        channels = f"channels={self.channels(where)}" if where.inputs else ""
+        return ", ".join(filter(None, (self.axes(where.axes), channels)))
+
+    def channels(self, where: Domain) -> str:
+        sizes = [f"{name}.shape[2]" for name in where.inputs]
+        return "layout.channels" if not sizes else sizes[0] if len(sizes) == 1 else f"max({', '.join(sizes)})"
+
+    # -- Sweeps --------------------------------------------------------------------------------------------------
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         self.number += 1
         call_before = self.function(
             f"{name}_before", "What is the same at all taps of a window.", sweep.before, always_tuple=True
         )
-        doc = "What each tap gives to each operand's gradient." if not sweep.accumulators else "What each tap adds."
+        doc = "What each tap gives to each operand's gradient." if sweep.gradients else "What each tap adds."
         self.function(f"{name}_tap", doc, sweep.taps, always_tuple=True)
+        self.function(f"{name}_ranks", "The ranks whose values are wanted.", sweep.ranks, always_tuple=True)
+        values = [f"value_{k}" for k in range(1, len(sweep.taps.results) + 1)]
+        arguments = ", ".join(self.enter(symbol, "tap") for symbol in sweep.taps.arguments)
         return {
             "number": self.number,
-            "doc": "; ".join(f"{each.kind} of {_text(each.value)}" for each in sweep.accumulators),
+            "doc": "; ".join(map(_legend, sweep.accumulators)) or "the gradients at each tap",
             "names": _targets(symbol.name for symbol in sweep.names),
             "call_before": call_before,
-            "call_taps": f"{name}_tap({', '.join(map(self.at_tap, sweep.taps.arguments))})",
-            "tap_values": _targets(f"value_{k}" for k in range(1, len(sweep.taps.results) + 1)),
-            "accumulators": [
-                {
-                    "variable": f"running_{each.symbols[0].name}",
-                    "cls": ACCUMULATORS[each.kind],
-                    "value": f"value_{k}",
-                    "symbols": _targets(symbol.name for symbol in each.symbols),
-                }
-                for k, each in enumerate(sweep.accumulators, 1)
-            ],
+            "taps": f"windows.taps({self.where(sweep.where)})",
+            "call_taps": f"{name}_tap({arguments})",
+            "tap_values": _targets(values),
+            "gradients": self.adds(sweep.gradients, "tap"),
+            "accumulators": self.accumulators(sweep, name, values),
         }
 
-    def at_tap(self, symbol: sp.Symbol) -> str:
-        if symbol == POSITION:
-            return "block.position()"
-        operand = self.operands.get(symbol.name)
-        if operand is None or symbol == GRAD_OUTPUT:
-            return f"block.window({symbol.name})"
-        axis = {"dx": "-1", "dy": "-2", "dz": "-3"}.get(symbol.name, "")
-        return AT_TAP.get(operand.role, "block.bank({0})").format(symbol.name, axis)
+    def accumulators(self, sweep: Sweep, name: str, values: list[str]) -> list[dict[str, str]]:
+        waiting, found, rank = iter(values), [], 0
+        for each in sweep.accumulators:
+            over, left = ("".join(sorted({label[0] for label in labels})) for labels in (each.dims, each.left))
+            channels = f"channels={self.channels(each.where)}" if "c" in each.where.axes and each.where.inputs else ""
+            options = (f'over="{over}"' * (over != "ct"), f'left="{left}"' * bool(left), channels)
+            ranks = ""
+            if each.rank is not None:
+                arguments = ", ".join(self.enter(symbol, "windows") for symbol in sweep.ranks.arguments)
+                ranks, rank = f"{name}_ranks({arguments})[{rank}]", rank + 1
+            found.append(
+                {
+                    "variable": f"running_{each.symbols[0].name}",
+                    "make": f"{ACCUMULATORS[each.kind]}({', '.join(filter(None, ('windows', *options)))})",
+                    "value": ", ".join(next(waiting) for _ in each.values),
+                    "symbols": _targets(symbol.name for symbol in each.symbols),
+                    "ranks": ranks,
+                }
+            )
+        return found
 
-    def per_window(self, symbol: sp.Symbol) -> str:
-        operand = self.operands.get(symbol.name)
-        return f"layout.per_window({symbol.name})" if operand is not None and operand.is_tensor else symbol.name
+    def adds(self, places: Sequence[Operand], block: str) -> list[tuple[str, str]]:
+        """For each gradient the operand, and the arguments with which it is added."""
+        found = []
+        for number, place in enumerate(places, 1):
+            element = getattr(place, "element", None)
+            which = "" if element is None else f", element={element}"
+            found.append((place.operand.name, f"{self.place(place, block)}, value_{number}{which}"))
+        return found
+
+    # -- What is made ready ------------------------------------------------------------------------------------------
 
     def used(self, sweeps: Sequence[Sweep], last: Block) -> set[str]:
-        blocks = [block for sweep in sweeps for block in (sweep.before, sweep.taps)] + [last]
-        return {symbol.name for block in blocks for symbol in block.arguments}
+        blocks = [block for sweep in sweeps for block in (sweep.before, sweep.taps, sweep.ranks)] + [last]
+        names = {getattr(symbol, "operand", symbol).name for block in blocks for symbol in block.arguments}
+        return names | {name for sweep in sweeps for name in sweep.where.inputs}
 
     def prepare(self, used: set[str]) -> list[str]:
         lines = []
         for name, operand in self.operands.items():
-            if name in used and operand.role != "offset":
-                line = PREPARE.get(operand.role, "{0} = layout.bank({0}, {2})")
-                lines.append(line.format(name, SIZES.get(name, ""), _quoted("".join(operand.axes))))
-        return lines + ["count = layout.count()"] * (COUNT.name in used)
+            if name in used and operand.role not in ("offset", "index"):
+                axes = ("k" if operand.bank else "") + "".join(operand.axes)
+                line = PREPARE.get(operand.role, '{0} = layout.bank({0}, "{2}")')
+                lines.append(line.format(name, SIZES.get(name, ""), axes))
+        return lines
+
+    def counts(self, used: set[str]) -> list[str]:
+        """How many taps the windows have, for the symbols that stand for it."""
+        counts = sorted(self.schedule.counts.items(), key=lambda each: each[0].name)
+        return [
+            f"{symbol.name} = windows.count({self.where(where)})" for symbol, where in counts if symbol.name in used
+        ]
+
+    def held(self, sweeps: Sequence[Sweep]) -> str:
+        """The argument that says how many values are held per window, empty for one."""
+        sizes = []
+        for where in self.schedule.held(sweeps):
+            parts = [self.channels(where)] * ("c" in where.axes) + ["layout.tap_count"] * ("t" in where.axes)
+            sizes.append(" * ".join(parts))
+        return "" if not sizes else f"held={sizes[0]}" if len(sizes) == 1 else f"held=max({', '.join(sizes)})"
 
     def gradient(self, name: str) -> str:
-        if self.operands[name].role == "input":
-            return f"ImageGradient(layout, given[{self.tensors().index(name)}])"
-        return f"BankGradient(layout, {name})"
+        make = GRADIENTS.get(self.operands[name].role, "BankGradient(layout, {0})")
+        return make.format(name, self.tensors.index(name))

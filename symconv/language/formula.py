@@ -52,5 +52,5 @@ def line_symbol(name: str) -> sp.Symbol:
 def in_order(operands: Iterable[Operand]) -> tuple[Operand, ...]:
     """X and the others as signatures list them: by role, the language's own names before declared ones."""
     ranks = [*Operand.ROLES]
-    others = [operand for operand in operands if operand != x]
+    others = {operand.operand for operand in operands} - {x}
     return (x, *sorted(others, key=lambda each: (ranks.index(each.role), bool(each.declaration), each.name)))

@@ -1,13 +1,14 @@
 """From text to a `Formula`, without evaluating anything.
 
 `ast.parse` gives a syntax tree; a whitelist of its nodes is turned into SymPy expressions, and each value carries
-the tap axes along which it still varies, with the place in the text where each axis came in.  Whatever is not on
-the list is refused with a caret under it.
+the axes along which it still varies within the window, with the place in the text where each axis came in.  Whatever
+is not on the list is refused with a caret under it.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import keyword
 import math
@@ -15,33 +16,46 @@ import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import sympy as sp
 import torch
 
 from ..errors import FormulaError, Span
 from ..functions import FUNCTIONS
-from ..reductions import REDUCTIONS, TRANSFORMS
+from ..reductions import REDUCTIONS, TRANSFORMS, Reduction
+from .axes import domain
 from .formula import Formula, in_order, line_symbol
-from .symbols import AXES, BUILTIN, Operand
+from .symbols import AXES, BUILTIN, MAX_BANK, TAP_AXES, Access, Operand, indexed
 
 #: Caps that keep every formula quick to read, differentiate and print.
 MAX_LENGTH, MAX_DEPTH, MAX_SIZE, MAX_EXPONENT = 10_000, 64, 5_000, 100
 
 CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "inf": sp.oo}
 WINDOW_FUNCTIONS = REDUCTIONS | TRANSFORMS
+#: The kinds of declaration, each with the axes that its brackets may name, and other words.
+DECLARED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "const": ("", ()),
+    "param": ("oct", ("positive",)),
+    "weight": ("k", ()),
+    "input": ("", ()),
+    "field": ("ot", ()),
+}
 #: Names that a declaration may not take: they mean something already, here, in PyTorch or in generated code.
 RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES, "Sum", "y")) | frozenset(
     """
     bias weight input param const field kernel init device dtype backend in_channels out_channels
     kernel_size stride padding dilation groups padding_mode padding_value
-    grad_output layout block kept given needs gradients names name value output at_taps at_windows like position count
-    forward backward combine gradient_tap gradient_windows torch math itertools zip tuple
-    Layout Block Tap Tensor Product FirstMax LogSumExp ImageGradient BankGradient Iterator Sequence NamedTuple ClassVar
+    grad grad_output layout windows tap kept given needs gradients place value names name like output shape
+    forward backward combine torch math itertools max map zip tuple
+    Layout Block Tensor Product FirstMax LogSumExp Moment Order ImageGradient BankGradient FieldGradient
+    Iterator Sequence NamedTuple ClassVar
     """.split()
 )
 #: Names that generated code numbers.
-GENERATED = re.compile(r"(sum|product|max|argmax|logsumexp|value)_\d+|running_.*|(forward|backward|gradient)_.*")
+GENERATED = re.compile(
+    r"(sum|product|(arg)?(max|low|high)|logsumexp|moment|value)_\d+|(count|position)(_.*)?|(running|grad|forward|backward|gradient)_.*"
+)
 
 
 def parse(text: str) -> Formula:
@@ -101,11 +115,21 @@ def _syntax_tree(text: str) -> ast.Module:
 
 @dataclass(frozen=True)
 class _Value:
-    """An expression, where each tap axis came into it, and how many nodes it has with all lines put in."""
+    """An expression, and what is known of it.
+
+    Args:
+        expr: the expression.
+        axes: the axes (`language.axes` says which) along which it varies, with the place where each came in.
+        size: how many nodes it has with all lines put in.
+        pixels: those of the axes that only centre pixels, `x[c, 0]`, brought in.
+        lacks: the axes that a reduction with `dim=` has removed.
+    """
 
     expr: sp.Basic
     axes: dict[str, Span] = field(default_factory=dict)
     size: int = 1
+    pixels: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
 
 
 _BINARY: dict[type[ast.operator], Callable[[sp.Expr, sp.Expr], sp.Expr]] = {
@@ -126,11 +150,16 @@ _COMPARE: dict[type[ast.cmpop], Callable[[sp.Expr, sp.Expr], sp.Basic]] = {
 _LOGIC: dict[type[ast.operator], type[sp.Basic]] = {ast.BitAnd: sp.And, ast.BitOr: sp.Or}
 
 
+def _axis_name(axis: str) -> str:
+    return {"c": "c (input channel)", "t": "t (tap)"}.get(axis, f"the channels of {axis[2:]}")
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.operands = dict(BUILTIN)
         self.lines: dict[str, _Value] = {}
+        self.bound: dict[str, int] = {}  # the variables of Sum(..., (k, 0, 7)) around the place being read
         self.used: dict[Operand, Span] = {}
         self.depth = 0
 
@@ -176,7 +205,7 @@ class _Parser:
         value = self.value(statement.value)
         if not isinstance(value.expr, sp.Expr):
             raise self.error(statement.value, "a comparison is a condition, not a value; use it inside where(...)")
-        self.lines[name] = _Value(line_symbol(name), value.axes, value.size)
+        self.lines[name] = dataclasses.replace(value, expr=line_symbol(name))
         return name, value.expr
 
     def declare(self, statement: ast.AnnAssign) -> None:
@@ -188,12 +217,12 @@ class _Parser:
             raise self.error(target, f"{target.id!r} is defined twice; a name is given once")
         base = annotation.value if isinstance(annotation, ast.Subscript) else annotation
         kind = base.id if isinstance(base, ast.Name) else ""
-        if kind not in ("const", "param", "weight", "input"):
-            known = ", ".join(("const", "param", "weight", "input"))
+        if kind not in DECLARED:
+            known = ", ".join(DECLARED)
             raise self.error(annotation, f"unknown declaration {self.source(annotation)!r}; the kinds are {known}")
-        axes = None
-        if isinstance(annotation, ast.Subscript):
-            axes = self.param_axes(kind, annotation)
+        options = self.declared_options(kind, annotation) if isinstance(annotation, ast.Subscript) else {}
+        if kind in ("param", "field"):
+            options.setdefault("axes", ())
         init = None if kind != "param" else 1.0
         if statement.value is not None:
             if kind not in ("const", "param"):
@@ -202,19 +231,29 @@ class _Parser:
             if not number.is_number:
                 raise self.error(statement.value, f"the value of a {kind} must be a number")
             init = float(number)  # type: ignore[arg-type]
-        self.operands[target.id] = Operand(target.id, kind, axes, init)
+            if options.get("positive") and not init > 0:
+                raise self.error(statement.value, "a positive param starts above 0")
+        self.operands[target.id] = Operand(target.id, kind, init=init, **options)
 
-    def param_axes(self, kind: str, annotation: ast.Subscript) -> tuple[str, ...]:
-        index = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-        if kind != "param":
-            raise self.error(
-                annotation.slice, f"{self.source(annotation)!r} is not supported yet; only param takes axes"
-            )
-        axes = [item.id if isinstance(item, ast.Name) else "" for item in index]
-        for axis, item in zip(axes, index):
-            if axis not in AXES or axes.count(axis) > 1:
-                raise self.error(item, "param[...] takes the axes o (filter), c (channel) and t (tap), each once")
-        return tuple(axes)
+    def declared_options(self, kind: str, annotation: ast.Subscript) -> dict[str, Any]:
+        """What stands in the brackets of a declaration: axes, `positive`, or the size of a bank."""
+        allowed, bounds = DECLARED[kind]
+        items = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        if allowed == "" or not items:
+            raise self.error(annotation, f"a {kind} takes no brackets; write {self.source(annotation.value)}")
+        if kind == "weight":
+            value = items[0].value if len(items) == 1 and isinstance(items[0], ast.Constant) else None
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_BANK:
+                raise self.error(annotation.slice, f"weight[...] takes the size of the bank, 1 to {MAX_BANK}")
+            return {"bank": value}
+        names = [item.id if isinstance(item, ast.Name) else "" for item in items]
+        for name, item in zip(names, items):
+            if (name not in allowed and name not in bounds) or not name or names.count(name) > 1:
+                known = {"o": "o (filter)", "c": "c (channel)", "t": "t (tap)", "positive": "positive"}
+                listed = ", ".join(known[each] for each in (*allowed, *bounds))
+                raise self.error(item, f"{kind}[...] takes {listed}, each once")
+        axes = tuple(name for name in names if name in allowed)
+        return {"axes": axes} | ({"positive": True} if "positive" in names else {})
 
     # -- Checks on the whole -------------------------------------------------------------------------------------
 
@@ -223,14 +262,14 @@ class _Parser:
             raise FormulaError(
                 "the result is a comparison; use it inside where(condition, value, otherwise)", self.text
             )
-        if result.axes:
-            span = min(result.axes.values())
+        axes = {axis: span for axis, span in result.axes.items() if axis not in result.pixels}
+        if axes:
+            span = min(axes.values())
             name = self.text.splitlines()[span.line][span.start : span.end]
-            names = {"c": "c (input channel)", "t": "t (tap)"}
-            left = " and ".join(names[axis] for axis in sorted(result.axes))
+            left = " and ".join(map(_axis_name, sorted(axes)))
             raise FormulaError(
-                f"the result still varies over {left}, because {name} is not inside a reduction; wrap it in one of "
-                f"{', '.join(REDUCTIONS)}, for example sum(...)",
+                f"the result still varies over {left}, because {name} is not inside a reduction over it; wrap it in "
+                f"one of {', '.join(REDUCTIONS)}, for example sum(...)",
                 self.text,
                 span,
             )
@@ -275,29 +314,45 @@ class _Parser:
         name, span = node.id, self.span(node)
         if name in self.lines:
             line = self.lines[name]
-            return _Value(line.expr, dict.fromkeys(line.axes, span), line.size)
+            return dataclasses.replace(line, axes=dict.fromkeys(line.axes, span))
         if name in self.operands:
             operand = self.operands[name]
             self.used.setdefault(operand, span)
-            return _Value(operand, dict.fromkeys(operand.tap_axes, span))
+            if operand.bank is not None:
+                raise self.error(node, f"{name} is a bank of {operand.bank} weights; name one of them, {name}[0]")
+            return _Value(operand, dict.fromkeys(operand.labels, span))
+        if name in self.bound:
+            return _Value(sp.Integer(self.bound[name]))
         if name in CONSTANTS:
             return _Value(CONSTANTS[name])
         if name in FUNCTIONS or name in WINDOW_FUNCTIONS:
             raise self.error(node, f"{name} is a function; call it: {name}(...)")
-        if name in AXES:
-            raise self.error(node, f"the axis {name} is not supported in expressions yet")
-        raise self.unknown(node, name, [*self.lines, *self.operands, *CONSTANTS])
+        raise self.unknown(node, name, [*self.lines, *self.operands, *self.bound, *CONSTANTS])
+
+    def parse_Subscript(self, node: ast.Subscript) -> _Value:
+        operand = self.operands.get(node.value.id) if isinstance(node.value, ast.Name) else None
+        if operand is None:
+            raise self.error(node.value, f"{self.source(node.value)} takes no index; only inputs and weights do")
+        self.used.setdefault(operand, self.span(node))
+        items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        try:
+            value = indexed(operand, tuple(self.value(item).expr for item in items))
+        except FormulaError as error:
+            raise (error if error.span else self.error(node, error.message)) from None
+        pixels = value.labels if isinstance(value, Access) and value.shift is None else ()
+        return _Value(value, dict.fromkeys(value.labels, self.span(node)), pixels=frozenset(pixels))
 
     def parse_UnaryOp(self, node: ast.UnaryOp) -> _Value:
         value = self.value(node.operand)
         if isinstance(node.op, ast.Invert):
             if isinstance(value.expr, sp.Expr):
                 raise self.error(node.operand, "~ takes a condition, such as x > 0")
-            return _Value(sp.Not(value.expr), value.axes, value.size + 1)
+            return dataclasses.replace(value, expr=sp.Not(value.expr), size=value.size + 1)
         if isinstance(node.op, ast.Not):
             raise self.error(node, "write ~(condition) instead of not")
         self.number(node.operand, value)
-        return _Value(-value.expr if isinstance(node.op, ast.USub) else value.expr, value.axes, value.size + 1)
+        expr = -value.expr if isinstance(node.op, ast.USub) else value.expr
+        return dataclasses.replace(value, expr=expr, size=value.size + 1)
 
     def parse_BinOp(self, node: ast.BinOp) -> _Value:
         left, right = self.value(node.left), self.value(node.right)
@@ -337,19 +392,16 @@ class _Parser:
         if not isinstance(node.func, ast.Name):
             raise self.error(node.func, f"{self.describe(node.func)} cannot be called; functions have plain names")
         name = node.func.id
-        if node.keywords:
-            keywords = ", ".join(f"{item.arg}=" for item in node.keywords)
-            raise self.error(node.keywords[0].value, f"{name}() takes no keyword {keywords} yet")
         if name in WINDOW_FUNCTIONS and not (name in ("max", "min") and len(node.args) > 1):
-            return self.reduction(node, name)
+            return self.reduction(node, WINDOW_FUNCTIONS[name])
+        if name == "Sum":
+            return self.unrolled(node)
         elementwise = {"max": "maximum", "min": "minimum"}.get(name, name)
         if elementwise not in FUNCTIONS:
-            raise self.unknown(node.func, name, [*FUNCTIONS, *WINDOW_FUNCTIONS], "function")
+            raise self.unknown(node.func, name, [*FUNCTIONS, *WINDOW_FUNCTIONS, "Sum"], "function")
         record = FUNCTIONS[elementwise]
         least, most = (2, 16) if name in ("max", "min") else record.arity
-        if not least <= len(node.args) <= most:
-            allowed = f"{least}" if least == most else f"{least} to {most}"
-            raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}")
+        self.check_arity(node, name, least, most)
         values = [self.value(argument) for argument in node.args]
         for index, (argument, value) in enumerate(zip(node.args, values)):
             if name == "where" and index == 0:
@@ -357,27 +409,125 @@ class _Parser:
                     raise self.error(argument, "the first argument of where is a condition, such as x > 0")
             else:
                 self.number(argument, value)
-        if name != "where" and all(value.expr.is_number for value in values):
+        if name == "custom_grad":
+            values += self.slopes(node)
+        elif node.keywords:
+            raise self.error(node.keywords[0].value, f"{name}() takes no keyword {node.keywords[0].arg}=")
+        if record.domain and all(value.expr.is_number for value in values):
             arguments = [torch.tensor(float(value.expr), dtype=torch.float64) for value in values]  # type: ignore[arg-type]
             if not math.isfinite(record.reference(*arguments)):
                 raise self.error(node, "this has no finite value")
         return self.join(node, record.build, *values)
 
-    def reduction(self, node: ast.Call, name: str) -> _Value:
-        record = WINDOW_FUNCTIONS[name]
-        wanted = {"count": 0, "others_slope": 2}.get(name, 1)
-        if len(node.args) != wanted:
-            raise self.error(node, f"{name}() takes {wanted} argument{'s' * (wanted != 1)}, not {len(node.args)}")
-        values = [self.number(argument, self.value(argument)) for argument in node.args]
-        if values and not values[0].axes:
+    def slopes(self, node: ast.Call) -> list[_Value]:
+        """The pairs of operand and slope in custom_grad(value, x=slope, w=slope)."""
+        if not node.keywords:
+            raise self.error(node, "custom_grad(value, x=..., w=...) names the operands whose slopes it gives")
+        pairs = []
+        for item in node.keywords:
+            name = item.arg or ""
+            if name not in self.operands or not self.operands[name].is_tensor or self.operands[name].bank:
+                raise self.error(item.value, f"custom_grad takes slopes for operands, x=... or w=..., not {name}=")
+            operand = self.operands[name]
+            span = self.span(item.value)
+            self.used.setdefault(operand, span)
+            pairs += [
+                _Value(operand, dict.fromkeys(operand.labels, span)),
+                self.number(item.value, self.value(item.value)),
+            ]
+        return pairs
+
+    def unrolled(self, node: ast.Call) -> _Value:
+        """Sum(expression, (k, first, last)), term by term."""
+        if (
+            len(node.args) != 2
+            or node.keywords
+            or not isinstance(node.args[1], ast.Tuple)
+            or len(node.args[1].elts) != 3
+        ):
+            raise self.error(node, "Sum(expression, (k, first, last)) takes an expression and a range of whole numbers")
+        variable, *ends = node.args[1].elts
+        if not isinstance(variable, ast.Name):
+            raise self.error(variable, "the first of the three is a new name, such as k")
+        name = variable.id
+        check_name(name, self.text, self.span(variable))
+        if name in self.operands or name in self.lines or name in self.bound:
+            raise self.error(variable, f"{name!r} is defined twice; a name is given once")
+        first, last = (self.value(end).expr for end in ends)
+        for end, number in zip(ends, (first, last)):
+            if not number.is_Integer or abs(number) > MAX_SIZE:  # type: ignore[operator]
+                raise self.error(end, "the range runs over whole numbers, such as (k, 0, 7)")
+        terms = []
+        for number in range(int(first), int(last) + 1):  # type: ignore[arg-type]
+            self.bound[name] = number
+            terms.append(self.number(node.args[0], self.value(node.args[0])))
+            if sum(term.size for term in terms) > MAX_SIZE:
+                raise self.error(node, f"the sum has more than {MAX_SIZE} operations with all its terms written out")
+        self.bound.pop(name, None)
+        return self.join(node, sp.Add, *terms)
+
+    def reduction(self, node: ast.Call, record: Reduction) -> _Value:
+        name = record.name
+        keywords = {item.arg: item.value for item in node.keywords}
+        allowed = ["dim"] + ["weight"] * record.weighted
+        for item in node.keywords:
+            if item.arg not in allowed:
+                raise self.error(item.value, f"{name}() takes no keyword {item.arg}=; it takes {' and '.join(allowed)}")
+        self.check_arity(node, name, *record.arity)
+        dims = self.dims(keywords["dim"]) if "dim" in keywords else TAP_AXES
+        arguments = [*node.args, *([keywords["weight"]] if "weight" in keywords else [])]
+        values = [self.number(argument, self.value(argument)) for argument in arguments]
+        if name == "quantile":
+            self.check_quantile(node.args[1], values[1])
+        if arguments:
+            self.check_axes(node, name, values, dims, "dim" in keywords)
+        value = self.join(node, record.cls.over(dims), *values)
+        span = self.span(node)
+        before = frozenset(value.axes)
+        after = [axis for axis in before if axis[0] not in dims] if record.reduces else domain(before, dims).labels
+        lacks = value.lacks | (dims if record.reduces and dims != TAP_AXES else frozenset())
+        return _Value(value.expr, dict.fromkeys(after, span), value.size, value.pixels.intersection(after), lacks)
+
+    def dims(self, node: ast.expr) -> frozenset[str]:
+        items = node.elts if isinstance(node, ast.Tuple) else [node]
+        names = [item.id if isinstance(item, ast.Name) else "" for item in items]
+        if not names or not TAP_AXES.issuperset(names):
+            raise self.error(node, "dim is c (channels), t (taps) or (c, t)")
+        return frozenset(names)
+
+    def check_axes(self, node: ast.Call, name: str, values: list[_Value], dims: frozenset[str], given: bool) -> None:
+        """Refuse a reduction over an axis that its argument does not have."""
+        shown = self.source(node.args[0])
+        present = {axis[0] for value in values for axis in value.axes}
+        if not present:
             raise self.error(
                 node.args[0],
-                f"{self.source(node.args[0])} has one value per window, so there is nothing for {name} to run over; "
+                f"{shown} has one value per window, so there is nothing for {name} to run over; "
                 f"multiply by N (the number of taps and channels) if that is meant",
             )
-        value = self.join(node, record.cls, *values)
-        span = self.span(node)
-        return _Value(value.expr, {} if record.reduces else dict.fromkeys(values[0].axes, span), value.size)
+        lacking = sorted(dims - present)
+        reduced = {axis for value in values for axis in value.lacks} | (
+            {"t"} if all(value.pixels.issuperset(value.axes) for value in values) else set()
+        )
+        if lacking and (given or reduced.intersection(lacking)):
+            has = sorted(present)
+            raise self.error(
+                node.args[0],
+                f"{shown} does not vary over {' and '.join(map(_axis_name, lacking))}, so {name} cannot run over it; "
+                f"write {name}(..., dim={has[0] if len(has) == 1 else '(c, t)'})",
+            )
+
+    def check_quantile(self, node: ast.expr, value: _Value) -> None:
+        symbols = value.expr.free_symbols
+        if any(not isinstance(symbol, Operand) or symbol.role != "const" for symbol in symbols):
+            raise self.error(node, "the second argument of quantile is a number or a const between 0 and 1")
+        if not symbols and not 0 <= float(value.expr) <= 1:  # type: ignore[arg-type]
+            raise self.error(node, "the second argument of quantile lies between 0 and 1")
+
+    def check_arity(self, node: ast.Call, name: str, least: int, most: int) -> None:
+        if not least <= len(node.args) <= most:
+            allowed = f"{least}" if least == most else f"{least} to {most}"
+            raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}")
 
     # -- Small parts ---------------------------------------------------------------------------------------------
 
@@ -394,7 +544,10 @@ class _Parser:
             expr = build(*(value.expr for value in values))
         except (ValueError, TypeError) as error:
             raise self.error(node, f"SymPy refuses this: {error}") from None
-        return _Value(expr, axes, size)
+        # An axis is one of centre pixels where nothing but centre pixels brought it in.
+        pixels = [axis for axis in axes if all(axis in value.pixels for value in values if axis in value.axes)]
+        lacks = frozenset().union(*(value.lacks for value in values)) if values else frozenset()
+        return _Value(expr, axes, size, frozenset(pixels), lacks - {axis[0] for axis in axes})
 
     def number(self, node: ast.expr, value: _Value) -> _Value:
         if not isinstance(value.expr, sp.Expr):
@@ -417,7 +570,6 @@ class _Parser:
             "Lambda": "a lambda",
             "ListComp": "a comprehension",
             "GeneratorExp": "a comprehension",
-            "Subscript": "indexing (not supported yet)",
             "IfExp": "if ... else (use where)",
             "BoolOp": "and / or (use & and | inside where)",
             "Mod": "the remainder %",

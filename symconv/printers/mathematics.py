@@ -12,33 +12,36 @@ from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
 
 from ..derive import gradients
-from ..functions import BY_CLASS, FUNCTIONS, kinked, oriented
+from ..functions import BY_CLASS, FUNCTIONS, kinked, learned, oriented
+from ..language.axes import WindowNode
 from ..language.formula import Formula
-from ..language.symbols import ordered_terms
-from ..reductions import Count, Norm, WindowNode
+from ..language.symbols import TAP_AXES, Access, ordered_terms
+from ..reductions import Norm, Total, record_of
 
+#: How LaTeX writes nodes: `axes` are those it runs over, `other` the taps it runs over for a given one, `over` is empty
+#: for a node over the whole window.
 _LATEX_WINDOW = {
-    "sum": r"\sum_{c,t} ",
-    "prod": r"\prod_{c,t} ",
-    "max": r"\max_{c,t} ",
-    "min": r"\min_{c,t} ",
-    "mean": r"\operatorname*{mean}_{c,t} ",
-    "logsumexp": r"\operatorname*{logsumexp}_{c,t} ",
-    "softmax": r"\operatorname*{softmax}_{c,t} ",
-    "others": r"\prod_{(c',t') \neq (c,t)} ",
-    "first_max": r"\mathbf{1}_{\operatorname{argmax}} ",
-    "first_min": r"\mathbf{1}_{\operatorname{argmin}} ",
-    "others_slope": r"\operatorname{others\_slope} ",
+    "sum": r"\sum_{{{axes}}} ",
+    "prod": r"\prod_{{{axes}}} ",
+    "max": r"\max_{{{axes}}} ",
+    "min": r"\min_{{{axes}}} ",
+    "total": r"\sum_{{{axes}}} ",
+    "others": r"\prod_{{{other}}} ",
+    "first_max": r"\mathbf{{1}}_{{\operatorname{{argmax}}{over}}} ",
+    "first_min": r"\mathbf{{1}}_{{\operatorname{{argmin}}{over}}} ",
+    "chosen": r"\mathbf{{1}}_{{\operatorname{{chosen}}{over}}} ",
+    "others_slope": r"\operatorname{{others\_slope}}{over} ",
 }
-_PRETTY_WINDOW = {"sum": "∑", "prod": "∏", "others": "∏′"}
+_PRETTY_WINDOW = {"sum": "∑", "prod": "∏", "others": "∏′", "total": "∑"}
 #: What the names that only gradients contain stand for.
 GLOSSARY = {
     "others": "others(e) is the product of e over the other taps of the window",
     "others_slope": "others_slope(e, v) is the derivative of others(e) along v",
     "first_max": "first_max(e) is 1 at the first tap that attains the maximum, 0 elsewhere",
     "first_min": "first_min(e) is 1 at the first tap that attains the minimum, 0 elsewhere",
+    "chosen": "chosen(e) is the share of each tap in the median or quantile: 1 at the tap chosen, 0 elsewhere",
     "softmax": "softmax(e) is exp(e) over its sum in the window",
-    "count": "count() is the number of taps and channels in the window",
+    "total": "total(v, e) is the sum of v over all taps and channels that e has; total(1, e) is their number",
 }
 
 
@@ -58,18 +61,35 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
         return self._window(expr, exp) if isinstance(expr, WindowNode) else str(super()._print_Function(expr, exp))
 
     def _window(self, expr: WindowNode, exp: str | None) -> str:
-        if isinstance(expr, Count):
-            body = "N"
-        elif isinstance(expr, Norm):
-            body = rf"\left\lVert {self._print(expr.args[0])} \right\rVert"
+        axes = ",".join(sorted(expr.dims))
+        name, args = record_of(expr).name, expr.args
+        if isinstance(expr, Total):
+            if args[0] == 1:
+                body = {"c,t": "N", "t": "T", "c": "C"}[axes]
+                return body if exp is None else f"{body}^{{{exp}}}"
+            args = args[:1]
+        inside = ", ".join(self._print(argument) for argument in args)
+        if isinstance(expr, Norm):
+            body = rf"\left\lVert {inside} \right\rVert" + ("" if expr.dims == TAP_AXES else f"_{{{axes}}}")
         else:
-            inside = ", ".join(self._print(argument) for argument in expr.args)
-            first = expr.args[0]
+            first = args[0]
             bare = first.is_Symbol or isinstance(first, (sp.Abs, sp.Max, sp.Min, sp.Function))
             bare = bare or (first.is_Mul and not first.could_extract_minus_sign() and not first.has(sp.Add))
-            body = _LATEX_WINDOW[type(expr).__name__] + (inside if bare else rf"\left({inside}\right)")
+            over = "" if expr.dims == TAP_AXES else f"_{{{axes}}}"
+            other = {"c,t": r"(c',t') \neq (c,t)"}.get(axes, rf"{axes}' \neq {axes}")
+            operator = _LATEX_WINDOW.get(name, rf"\operatorname*{{{{{name}}}}}_{{{{{{axes}}}}}} ")
+            operator = operator.format(axes=axes, over=over, other=other)
+            body = operator + (inside if bare and len(args) == 1 else rf"\left({inside}\right)")
             body = body if exp is None else rf"\left({body}\right)"
         return body if exp is None else f"{body}^{{{exp}}}"
+
+    def _print_Symbol(self, expr: sp.Symbol, style: str = "plain") -> str:
+        if not isinstance(expr, Access):
+            return str(super()._print_Symbol(expr, style))
+        element = [] if expr.element is None else [str(expr.element)]
+        index = expr.name.partition("[")[2].removesuffix("]").split(", ")[len(element) :]
+        subscript = ", ".join([*element, *index])
+        return rf"{{{self._print(expr.base)}}}_{{{subscript}}}"
 
 
 class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
@@ -88,13 +108,21 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
         return self._window(expr) if isinstance(expr, WindowNode) else super()._print_Function(expr, *args, **kwargs)
 
     def _window(self, expr: WindowNode) -> prettyForm:
-        name = type(expr).__name__
-        if not expr.args:
-            return prettyForm("N")
+        name, args = record_of(expr).name, expr.args
+        axes = "".join(sorted(expr.dims))
+        if isinstance(expr, Total):
+            if args[0] == 1:
+                return prettyForm({"ct": "N", "t": "T", "c": "C"}[axes])
+            args = args[:1]
         symbol = _PRETTY_WINDOW.get(name, name) if self._use_unicode else name
-        form = self._print_seq(expr.args, delimiter=", ")
+        form = self._print_seq(args, delimiter=", ")
+        if expr.dims != TAP_AXES:
+            form = prettyForm(*form.right(f", dim={axes}"))
         form = prettyForm(*form.parens())
         return prettyForm(*form.left(symbol), binding=prettyForm.ATOM)
+
+    def _print_Symbol(self, expr: sp.Symbol, bold_name: bool = False) -> prettyForm:
+        return prettyForm(expr.name) if isinstance(expr, Access) else super()._print_Symbol(expr, bold_name)
 
 
 def latex_lines(formula: Formula) -> list[str]:
@@ -136,13 +164,14 @@ def _pretty(formula: Formula, name: str | None, unicode: bool) -> str:
 
 def glossary(expressions: Any) -> list[str]:
     """What the names that only gradients contain stand for, for those that occur."""
-    found = {type(node).__name__ for expr in expressions for node in expr.atoms(WindowNode)}
+    nodes = {node for expr in expressions for node in expr.atoms(WindowNode)}
+    found = {record_of(node).name for node in nodes if not (isinstance(node, Total) and node.args[0] == 1)}
     return [meaning for name, meaning in GLOSSARY.items() if name in found]
 
 
 def kink_notes(formula: Formula) -> list[str]:
     """Which parts of the formula pass no gradient, by rule."""
-    expr = kinked(formula.expr)
+    expr = kinked(learned(formula.expr))
     flat = sorted(
         record.name
         for record in FUNCTIONS.values()

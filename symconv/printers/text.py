@@ -7,25 +7,45 @@ from typing import Any
 import sympy as sp
 
 from ..errors import FormulaError
-from ..functions import FUNCTIONS, oriented
+from ..functions import FUNCTIONS, custom_grad, oriented
+from ..language.axes import WindowNode
 from ..language.formula import Formula, in_order
-from ..language.symbols import BUILTIN, Operand
-from ..reductions import BY_NODE
+from ..language.symbols import BUILTIN, TAP_AXES, Operand
+from ..reductions import record_of
 from .common import SourcePrinter
 
 #: The language's name for the node of each SymPy class.
 _NAMES = {record.native or record.cls: record.name for record in FUNCTIONS.values() if record.name != "sqrt"}
+
+#: The most terms of a `sympy.Sum`.
+MAX_TERMS = 256
 
 
 class TextPrinter(SourcePrinter):
     """Prints SymPy expressions in the text language."""
 
     def _print_Function(self, expr: sp.Function) -> str:
-        name = _NAMES.get(type(expr)) or (BY_NODE[type(expr)].name if type(expr) in BY_NODE else None)
+        if isinstance(expr, WindowNode):
+            return self._window(expr)
+        name = _NAMES.get(type(expr))
         if name is None:
             raise FormulaError(f"{type(expr).__name__} is not a function of the formula language: {sp.sstr(expr)[:80]}")
-        args = expr.args[:1] if isinstance(expr, sp.Heaviside) else expr.args
-        return f"{name}({', '.join(self._print(argument) for argument in args)})"
+        args = expr.args[:1] if isinstance(expr, (sp.Heaviside, custom_grad)) else expr.args
+        printed = [self._print(argument) for argument in args]
+        if isinstance(expr, custom_grad):
+            for operand, slope in zip(expr.args[1::2], expr.args[2::2]):
+                if not isinstance(operand, Operand) or operand != operand.operand:
+                    raise FormulaError(f"custom_grad gives slopes for operands, x=... or w=..., not for {operand}")
+                printed.append(f"{operand.name}={self._print(slope)}")
+        return f"{name}({', '.join(printed)})"
+
+    def _window(self, expr: WindowNode) -> str:
+        record = record_of(expr)
+        args, weight = expr.args, []
+        if record.weighted and len(args) > record.arity[0]:
+            args, weight = args[:-1], [f"weight={self._print(args[-1])}"]
+        over = [] if expr.dims == TAP_AXES else [f"dim={''.join(expr.dims)}"]
+        return f"{record.name}({', '.join([*map(self._print, args), *over, *weight])})"
 
     def _print_Abs(self, expr: sp.Abs) -> str:
         return f"abs({self._print(oriented(expr.args[0]))})"
@@ -75,10 +95,22 @@ def print_expression(expr: Any) -> str:
         FormulaError: for a symbol that symconv did not hand out, or a node outside the language.
     """
     expr = sp.sympify(expr, strict=True) if not isinstance(expr, sp.Basic) else expr
+    expr = expr.replace(sp.Sum, _unrolled)
     for symbol in sorted(expr.free_symbols, key=sp.default_sort_key):
         if not isinstance(symbol, Operand):
             raise FormulaError(
-                f"the symbol {symbol} was not declared; use symconv.const, param, weight or input, or one of "
+                f"the symbol {symbol} was not declared; use symconv.const, param, weight, input or field, or one of "
                 f"{', '.join(BUILTIN)}"
             )
     return print_formula(Formula((), expr, in_order(expr.free_symbols)))
+
+
+def _unrolled(body: sp.Expr, *ranges: sp.Tuple) -> sp.Expr:
+    """A sum over whole numbers, term by term."""
+    for variable, first, last in ranges:
+        if not (first.is_Integer and last.is_Integer and last - first < MAX_TERMS):
+            raise FormulaError(
+                f"Sum runs over whole numbers, at most {MAX_TERMS} of them, not ({variable}, {first}, {last})"
+            )
+        body = sp.Add(*(body.subs(variable, number) for number in range(int(first), int(last) + 1)))
+    return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sympy as sp
@@ -12,7 +13,18 @@ from .common import SourcePrinter
 
 
 class TorchPrinter(SourcePrinter):
-    """Prints lowered SymPy expressions as PyTorch expressions; every symbol is a tensor of one dtype."""
+    """Prints lowered SymPy expressions as PyTorch expressions; every symbol is a tensor of one dtype.
+
+    Args:
+        names: the Python names of symbols whose own name is none.
+    """
+
+    def __init__(self, names: Mapping[sp.Symbol, str] | None = None) -> None:
+        super().__init__()
+        self.names = names or {}
+
+    def _print_Symbol(self, expr: sp.Symbol) -> str:
+        return self.names.get(expr, str(expr.name))
 
     def _print(self, expr: Any, **kwargs: Any) -> str:
         if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and expr.is_finite:

@@ -17,17 +17,8 @@ from torch import Tensor
 # -- cut here: what follows is copied into generated files ---------------------------------------------------------
 
 
-class Tap(NamedTuple):
-    """One tap of the window: its scan position, its offset from the centre, and the pixels for which it exists."""
-
-    position: int
-    offset: tuple[int, ...]
-    image: tuple[slice, ...]
-    output: tuple[slice, ...]
-
-
 class Layout:
-    """How the tensors of one call lie, and the blocks in which they are visited.
+    """How the tensors of one call lie, and the blocks of windows in which they are visited.
 
     `padding` are the rows (columns, ...) before the image whose taps leave the window, and those after it.
     """
@@ -52,119 +43,235 @@ class Layout:
         self.rank = len(kernel_size)
         axes = list(zip(x.shape[2:], kernel_size, stride, padding, dilation))
         self.size = [(i + sum(p) - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in axes]
-        along = [[self._along(*axis, size, tap) for tap in range(axis[1])] for axis, size in zip(axes, self.size)]
-        self.taps = [
-            Tap(position, *zip(*parts)) for position, parts in enumerate(itertools.product(*along)) if all(parts)
-        ]
+        self.stride = stride
         self.tap_count = math.prod(kernel_size)
+        self.centre = 0
+        for k in kernel_size:
+            self.centre = self.centre * k + (k - 1) // 2
+        #: For each tap its offset from the centre, its shift in the image, and along each axis the outputs that see it.
+        self.taps = [tuple(zip(*parts)) for parts in itertools.product(*map(self._along, axes, self.size))]
         self.window_shape = (self.batch, out_channels, *self.size)
 
     @staticmethod
-    def _along(
-        i: int, k: int, s: int, p: tuple[int, int], d: int, size: int, tap: int
-    ) -> tuple[int, slice, slice] | tuple[()]:
-        """Along one axis: the tap's offset, the pixels it sees, and the outputs for which they lie in the image."""
-        shift = tap * d - p[0]
-        first, last = max(0, -(shift // s)), min(size - 1, (i - 1 - shift) // s)
-        if first > last:
-            return ()
-        image = slice(first * s + shift, last * s + shift + 1, s)
-        return (tap - (k - 1) // 2) * d, image, slice(first, last + 1)
+    def _along(axis: tuple[int, int, int, tuple[int, int], int], size: int) -> list[tuple[int, int, range]]:
+        i, k, s, (before, _), d = axis
+        taps = []
+        for tap in range(k):
+            shift = tap * d - before
+            first, last = max(0, -(shift // s)), min(size - 1, (i - 1 - shift) // s)
+            taps.append(((tap - (k - 1) // 2) * d, shift, range(first, max(last + 1, first))))
+        return taps
 
     def image(self, x: Tensor) -> Tensor:
-        """An input as [n, g, c, *size]; one channel may serve all."""
-        return x[:, None] if x.shape[1] == 1 else x.unflatten(1, (self.groups, -1))
+        """An input as [n, g, c, *image]; one g where its channels do not divide by the groups: they all share it."""
+        return x.unflatten(1, (self.groups, -1)) if x.shape[1] % self.groups == 0 else x[:, None]
 
     def bank(self, weight: Tensor, axes: str) -> Tensor:
-        """A weight or parameter as [g, f, c, t], with 1 for the axes that it lacks."""
+        """A weight or parameter as [g, f, c, t], with 1 for the axes that it lacks; before them the axis "k"."""
         sizes = {"o": (self.groups, self.filters), "c": (self.channels,), "t": (self.tap_count,)}
         shape = itertools.chain.from_iterable(sizes[a] if a in axes else (1,) * len(sizes[a]) for a in "oct")
-        return weight.to(self.dtype).reshape(*shape)
+        banks = weight.shape[:1] if "k" in axes else ()
+        return weight.to(self.dtype).reshape(*banks, *shape)
+
+    def field(self, field: Tensor, axes: str) -> Tensor:
+        """A value per output pixel as [n, g, f, t, *size], with 1 for the axes that it lacks."""
+        field = field.unflatten(1, (self.groups, self.filters)) if "o" in axes else field[:, None, None]
+        return field if "t" in axes else field.unsqueeze(3)
 
     def number(self, value: float) -> Tensor:
         """A number as a tensor of the dtype in which the kernel computes."""
         return torch.full((), value, dtype=self.dtype, device=self.device)
 
-    def windows(self, value: float, dtype: torch.dtype | None = None) -> Tensor:
-        """One value per window: [n, o, *size]."""
-        return torch.full(self.window_shape, value, dtype=dtype or self.dtype, device=self.device)
+    def windows(self, dtype: torch.dtype | None = None) -> Tensor:
+        """One value per window, to be written: [n, o, *size]."""
+        return torch.empty(self.window_shape, dtype=dtype or self.dtype, device=self.device)
 
-    def per_window(self, bank: Tensor) -> Tensor:
-        """A parameter without channel and tap as [o, 1, ...], beside window values."""
-        return bank.reshape(-1, *[1] * self.rank)
-
-    def count(self) -> Tensor:
-        """How many taps of each window lie in the image, times the channels: [1, 1, *size]."""
-        count = torch.zeros(1, 1, *self.size, dtype=self.dtype, device=self.device)
-        for tap in self.taps:
-            count[..., *tap.output] += self.channels
-        return count.clamp(min=1)
-
-    def blocks(self) -> Iterator[Block]:
-        """Every tap of every window, in blocks; within a window in scan order (c, then t)."""
-        budget = max(self.BLOCK.get(self.device.type, self.BLOCK_ELSEWHERE) // max(math.prod(self.size), 1), 1)
+    def blocks(self, held: int = 1) -> Iterator[Block]:
+        """All windows in blocks, for passes that hold `held` values per window."""
+        budget = max(self.BLOCK.get(self.device.type, self.BLOCK_ELSEWHERE) // max(held, 1), 1)
+        row = math.prod(self.size[1:])
+        rows = min(max(budget // max(row, 1), 1), max(self.size[0], 1))
+        budget = max(budget // max(rows * row, 1), 1)
         steps = []
         for extent in (self.groups, self.filters, self.channels, self.batch):
             steps.append(max(min(extent, budget), 1))
             budget = max(budget // steps[-1], 1)
-        g, f, c, n = steps
-        for batch, groups, filters in itertools.product(
-            _pieces(self.batch, n), _pieces(self.groups, g), _pieces(self.filters, f)
+        g, f, self.channel_step, n = steps
+        for batch, groups, filters, lines in itertools.product(
+            _pieces(self.batch, n), _pieces(self.groups, g), _pieces(self.filters, f), _pieces(self.size[0], rows)
         ):
-            for channels, tap in itertools.product(_pieces(self.channels, c), self.taps):
-                yield Block(self, batch, groups, filters, channels, tap)
+            output = (range(lines.start, lines.stop), *map(range, self.size[1:]))
+            yield Block(self, batch, groups, filters, output, output, slice(0, 1), None, False)
 
 
 class Block(NamedTuple):
-    """One tap for a range of samples, groups, filters and channels: values of shape [n, g, f, c, *pixels]."""
+    """A block of windows, or one tap for a range of channels of them: values of shape [n, g, f, c, *pixels].
+
+    `whole` are the pixels of the block, `output` those of them for which the tap exists.  `position` is the tap's
+    number in scan order, None for the windows themselves.  `own` says that the channel is the output's own.
+    """
 
     layout: Layout
     batch: slice
     groups: slice
     filters: slice
+    whole: tuple[range, ...]
+    output: tuple[range, ...]
     channels: slice
-    tap: Tap
+    position: int | None
+    own: bool
+
+    # -- Where -------------------------------------------------------------------------------------------------------
+
+    def taps(self, axes: str = "ct", channels: int = 0) -> Iterator[Block]:
+        """Every tap and channel of these windows, or only all taps ("t") or all channels ("c"), in scan order."""
+        extent = (channels or self.layout.channels) if "c" in axes else 1
+        for part in _pieces(extent, self.layout.channel_step):
+            if "t" not in axes:
+                yield self._replace(channels=part)
+                continue
+            for position in range(self.layout.tap_count):
+                output = self._seeing(position)
+                if all(output):
+                    yield self._replace(channels=part, position=position, output=output)
+
+    @property
+    def centre(self) -> Block:
+        """The centre of the window."""
+        return self._replace(position=self.layout.centre)
+
+    @property
+    def own_channel(self) -> Block:
+        """The output's own channel."""
+        return self._replace(own=True)
+
+    def next(self, steps: int) -> Block:
+        """The tap so many steps further on in scan order."""
+        return self._replace(position=(self.position or 0) + steps)
+
+    def _seeing(self, position: int) -> tuple[range, ...]:
+        """The pixels of `output` for which a tap lies in the image."""
+        if not 0 <= position < self.layout.tap_count:
+            return (range(0),) * self.layout.rank
+        return tuple(
+            range(max(a.start, b.start), max(min(a.stop, b.stop), a.start, b.start))
+            for a, b in zip(self.output, self.layout.taps[position][2])
+        )
+
+    # -- Operands ----------------------------------------------------------------------------------------------------
 
     def image(self, x: Tensor) -> Tensor:
-        """The block of an input, a shifted view: [n, g, 1, c, *pixels]."""
-        return self._pixels(x)[:, :, None].to(self.layout.dtype)
+        """The block of an input, a shifted view; 0 where the tap lies outside the image: [n, g, f, c, *pixels]."""
+        seen, inside = self._pixels(x)
+        if inside is not None:
+            whole = seen.new_zeros([*seen.shape[:3], *map(len, self.output)])
+            whole[..., *inside] = seen
+            seen = whole
+        return seen.unsqueeze(3 if self.own else 2).to(self.layout.dtype)
 
     def bank(self, weight: Tensor) -> Tensor:
-        """The block of a weight or parameter: [g, f, c, 1, ...]."""
-        return self._weights(weight)[(..., *[None] * self.layout.rank)]
+        """The block of a weight or parameter; 0 past the last tap: [g, f, c, 1, ...]."""
+        part = self._weights(weight)
+        if part is None:
+            part = weight.new_zeros([1, 1, 1])
+        return part[(..., *[None] * self.layout.rank)]
+
+    def field(self, field: Tensor) -> Tensor:
+        """The block of a value per output pixel: [n, g, f, 1, *pixels]."""
+        return self._field(field).unsqueeze(3).to(self.layout.dtype)
 
     def window(self, value: Tensor) -> Tensor:
-        """The block of a window value: [n, g, f, 1, *pixels]."""
-        return self.running(value)[:, :, :, None]
-
-    def running(self, value: Tensor) -> Tensor:
-        """The block of a window value as a view to be updated: [n, g, f, *pixels]."""
-        if value.shape[1] == 1:  # the same for all samples and filters
-            return value[:, :, None, ..., *self.tap.output]
-        by_group = value.unflatten(1, (self.layout.groups, self.layout.filters))
-        return by_group[self.batch, self.groups, self.filters, *self.tap.output]
+        """The block of a value that was accumulated: [n, g, f, c, *pixels]."""
+        value = value[self.position] if value.dim() == 5 + self.layout.rank else value
+        return value[:, :, :, _pick(value, 3, self.channels), *map(_slice, self.output, self.whole)]
 
     def offset(self, axis: int) -> Tensor:
-        """The tap's offset from the centre along an axis counted from the last (-1 is dx): [1, ...]."""
-        return self.layout.number(self.tap.offset[axis]).reshape((1,) * (4 + self.layout.rank))
+        """The tap's offset from the centre along an axis counted from the last (-1 is dx), in input pixels."""
+        return self.layout.number(self.layout.taps[self.position][0][axis])
 
-    def position(self) -> Tensor:
-        """The scan position of the tap in each channel: [c, 1, ...]."""
-        channels = torch.arange(self.channels.start, self.channels.stop, device=self.layout.device)
-        return (channels * self.layout.tap_count + self.tap.position).reshape(-1, *[1] * self.layout.rank)
+    def index(self, axis: str) -> Tensor:
+        """The number of the tap ("t"), of the channel ("c") or of the filter ("o")."""
+        if axis == "t":
+            return self.layout.number(self.position)
+        numbers = torch.arange(self.layout.window_shape[1], device=self.layout.device, dtype=self.layout.dtype)
+        if axis == "o":
+            numbers = numbers.unflatten(0, (self.layout.groups, -1))[self.groups, self.filters, None]
+        else:
+            numbers = self._channels().to(self.layout.dtype)
+        return numbers[(..., *[None] * self.layout.rank)]
+
+    def place(self, axes: str = "ct") -> Tensor:
+        """The scan position of the tap among those that a reduction over `axes` sees."""
+        if axes == "t":
+            return torch.full((), self.position, device=self.layout.device)
+        numbers = self._channels() * self.layout.tap_count + self.position if axes == "ct" else self._channels()
+        return numbers[(..., *[None] * self.layout.rank)]
+
+    def count(self, axes: str = "ct", channels: int = 0) -> Tensor:
+        """How many taps, channels or both each window has inside the image, at least 1: [1, 1, 1, 1, *pixels]."""
+        extent = (channels or self.layout.channels) if "c" in axes else 1
+        count = torch.zeros([1, 1, 1, 1, *map(len, self.whole)], dtype=self.layout.dtype, device=self.layout.device)
+        if "t" not in axes:
+            return count + extent
+        for tap in self.taps("t"):
+            count[..., *map(_slice, tap.output, self.whole)] += extent
+        return count.clamp(min=1)
 
     def over(self, value: Tensor, *dims: int) -> Tensor:
         """`value` repeated (as a view) along those of its dimensions of size 1 that are about to be reduced."""
         value = value[(None,) * (4 + self.layout.rank - value.dim())]
-        shape = [*map(_length, self[1:5]), *map(_length, self.tap.output)]
+        shape = [*map(_length, (self.batch, self.groups, self.filters, self.channels)), *map(len, self.output)]
         return value.expand([shape[d] if d in dims else -1 for d in range(value.dim())])
 
-    def _pixels(self, x: Tensor) -> Tensor:
-        return x[self.batch, _pick(x, 1, self.groups), _pick(x, 2, self.channels), *self.tap.image]
+    # -- Values per window, and views to be added to -----------------------------------------------------------------
 
-    def _weights(self, bank: Tensor) -> Tensor:
+    def full(self, value: float, left: str = "", channels: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """A value for each window, and for each tap and channel of it that is `left`: [n, g, f, c, *pixels]."""
+        shape = [*map(_length, (self.batch, self.groups, self.filters)), *map(len, self.whole)]
+        shape.insert(3, (channels or self.layout.channels) if "c" in left else 1)
+        taps = [self.layout.tap_count] * ("t" in left)
+        return torch.full([*taps, *shape], value, dtype=dtype or self.layout.dtype, device=self.layout.device)
+
+    def read(self, values: Tensor) -> Tensor:
+        """The block of values that lie as [n, o, *size]."""
+        block = self._of_windows(values)
+        return block.to(self.layout.dtype) if block.is_floating_point() else block
+
+    def write(self, values: Tensor, block: Tensor) -> None:
+        """Put a block of values in their place in [n, o, *size]."""
+        self._of_windows(values).copy_(block)
+
+    def _of_windows(self, values: Tensor) -> Tensor:
+        by_group = values.unflatten(1, (self.layout.groups, self.layout.filters))
+        return by_group[self.batch, self.groups, self.filters, None, *map(_slice, self.whole)]
+
+    def _pixels(self, x: Tensor) -> tuple[Tensor, tuple[slice, ...] | None]:
+        """The pixels of [n, g, c, *image] that the tap sees, and which of the outputs see them (None: all)."""
+        there = self._seeing(self.position)
+        if all(there):
+            steps = zip(there, self.layout.taps[self.position][1], self.layout.stride)
+            image = [slice(r.start * s + shift, (r.stop - 1) * s + shift + 1, s) for r, shift, s in steps]
+        else:
+            image, there = [slice(0, 0)] * self.layout.rank, tuple(range(r.start, r.start) for r in self.output)
+        channels = _pick(x, 2, self.filters if self.own else self.channels)
+        seen = x[self.batch, _pick(x, 1, self.groups), channels, *image]
+        return seen, None if there == self.output else tuple(map(_slice, there, self.output))
+
+    def _weights(self, bank: Tensor) -> Tensor | None:
+        if self.position is not None and not 0 <= self.position < self.layout.tap_count:
+            return None
+        position = self.position if bank.shape[3] > 1 else 0
         parts = [_pick(bank, d, part) for d, part in enumerate((self.groups, self.filters, self.channels))]
-        return bank[*parts, self.tap.position if bank.shape[3] > 1 else 0]
+        if self.own:
+            return bank[parts[0], parts[1], parts[1], position].diagonal(dim1=1, dim2=2)[:, :, None]
+        return bank[*parts, position]
+
+    def _field(self, field: Tensor) -> Tensor:
+        parts = [_pick(field, 1, self.groups), _pick(field, 2, self.filters)]
+        return field[self.batch, *parts, self.position if field.shape[3] > 1 else 0, *map(_slice, self.output)]
+
+    def _channels(self) -> Tensor:
+        return torch.arange(self.channels.start, self.channels.stop, device=self.layout.device)
 
 
 def _pieces(extent: int, step: int) -> list[slice]:
@@ -175,47 +282,68 @@ def _pick(tensor: Tensor, dim: int, part: slice) -> slice:
     return part if tensor.shape[dim] > 1 else slice(None)
 
 
+def _slice(part: range, whole: range = range(0)) -> slice:
+    """A range of pixels as a slice, counted from the start of another range."""
+    return slice(part.start - whole.start, part.stop - whole.start)
+
+
 def _length(part: slice) -> int:
     return int(part.stop - part.start)
 
 
 class Sum:
-    """The sum of a tap value over each window."""
+    """The sum of a tap value over the axes `over` of each window, for each tap or channel that is `left`."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.value = layout.windows(0.0)
+    IDENTITY: ClassVar[float] = 0.0
 
-    def add(self, value: Tensor, block: Block) -> None:
-        self.value_at(block).add_(block.over(value, 3).sum(3))
+    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
+        self.windows, self.over, self.left, self.channels = windows, over, left, channels
+        self.value = self.full(self.IDENTITY)
 
-    def value_at(self, block: Block) -> Tensor:
-        return block.running(self.value)
+    def full(self, value: float, dtype: torch.dtype | None = None) -> Tensor:
+        return self.windows.full(value, self.left, self.channels, dtype)
+
+    def seen(self, value: Tensor, tap: Block) -> Tensor:
+        """A tap value with all the channels that are about to be reduced."""
+        return tap.over(value, 3) if "c" in self.over else value
+
+    def reduced(self, value: Tensor, reduce: str) -> Tensor:
+        """A tap value without its channels, if they are reduced."""
+        return getattr(torch, reduce)(value, 3, keepdim=True) if "c" in self.over else value
+
+    def add(self, tap: Block, value: Tensor) -> None:
+        tap.window(self.value).add_(self.reduced(self.seen(value, tap), "sum"))
 
     def result(self) -> tuple[Tensor, ...]:
         return (self.value,)
 
 
 class Product(Sum):
-    """The product of a tap value over each window."""
+    """The product of a tap value."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.value = layout.windows(1.0)
+    IDENTITY = 1.0
 
-    def add(self, value: Tensor, block: Block) -> None:
-        self.value_at(block).mul_(block.over(value, 3).prod(3))
+    def add(self, tap: Block, value: Tensor) -> None:
+        tap.window(self.value).mul_(self.reduced(self.seen(value, tap), "prod"))
 
 
 class FirstMax(Sum):
-    """The maximum over each window and the scan position of the first tap that attains it; NaN wins."""
+    """The maximum of a tap value and the scan position of the first tap that attains it; NaN wins."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.value = layout.windows(-torch.inf)
-        self.position = layout.windows(torch.iinfo(torch.int32).max, torch.int32)
+    IDENTITY = -torch.inf
 
-    def add(self, value: Tensor, block: Block) -> None:
-        best, position = self.value_at(block), block.running(self.position)
-        top, channel = block.over(value, 3).max(3)
-        here = (block.channels.start + channel) * block.layout.tap_count + block.tap.position
+    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
+        super().__init__(windows, over, left, channels)
+        self.position = self.full(torch.iinfo(torch.int32).max, torch.int32)
+
+    def add(self, tap: Block, value: Tensor) -> None:
+        best, position = tap.window(self.value), tap.window(self.position)
+        if "c" in self.over:
+            top, channel = self.seen(value, tap).max(3, keepdim=True)
+            here = tap.channels.start + channel
+            here = here * tap.layout.tap_count + tap.position if "t" in self.over else here
+        else:
+            top, here = value, tap.place("t")
         earlier = here < position
         better = (top > best) | ((top == best) & earlier) | (top.isnan() & (~best.isnan() | earlier))
         best.copy_(torch.where(better, top, best))
@@ -226,22 +354,78 @@ class FirstMax(Sum):
 
 
 class LogSumExp(Sum):
-    """log(sum(exp(value))) over each window, shifted by the running maximum."""
+    """log(sum(exp(value))), shifted by the running maximum."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.value = layout.windows(0.0)
-        self.top = layout.windows(-torch.inf)
+    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
+        super().__init__(windows, over, left, channels)
+        self.top = self.full(-torch.inf)
 
-    def add(self, value: Tensor, block: Block) -> None:
-        total, top = self.value_at(block), block.running(self.top)
-        value = block.over(value, 3)
-        new = torch.maximum(top, value.amax(3))
+    def add(self, tap: Block, value: Tensor) -> None:
+        total, top = tap.window(self.value), tap.window(self.top)
+        value = self.seen(value, tap)
+        new = torch.maximum(top, self.reduced(value, "amax"))
         shift = torch.where(new.isfinite(), new, 0.0)
-        total.copy_(total * torch.exp(top - shift) + torch.exp(value - shift[:, :, :, None]).sum(3))
+        total.copy_(total * torch.exp(top - shift) + self.reduced(torch.exp(value - shift), "sum"))
         top.copy_(new)
 
     def result(self) -> tuple[Tensor, ...]:
         return (torch.where(self.top.isfinite(), self.top, 0.0) + torch.log(self.value),)
+
+
+class Moment(Sum):
+    """The sum of weight*(a - mean(a))*(b - mean(b)), by Chan's update of running means; exact 0 for constants."""
+
+    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
+        super().__init__(windows, over, left, channels)
+        self.weight, self.a, self.b = self.full(0.0), self.full(0.0), self.full(0.0)
+
+    def add(self, tap: Block, a: Tensor, b: Tensor, weight: Tensor | int) -> None:
+        weight = self.seen(torch.as_tensor(weight, dtype=self.value.dtype, device=self.value.device), tap)
+        added = self.reduced(weight, "sum")
+        (a, mean_a), (b, mean_b) = (self._centred(self.seen(value, tap), weight, added) for value in (a, b))
+        total, old_a, old_b = tap.window(self.weight), tap.window(self.a), tap.window(self.b)
+        share = torch.where(total + added == 0, 0.0, added / (total + added))
+        step_a, step_b = mean_a - old_a, mean_b - old_b
+        tap.window(self.value).add_(self.reduced(weight * a * b, "sum") + step_a * step_b * share * total)
+        total.add_(added)
+        old_a.add_(step_a * share)
+        old_b.add_(step_b * share)
+
+    def _centred(self, value: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """`value` less its weighted mean over the channels, and that mean, counted from the first channel."""
+        first = value[:, :, :, :1] if "c" in self.over else value
+        mean = self.reduced(weight * (value - first), "sum") * reciprocal(total)
+        return value - first - mean, first + mean
+
+
+class Order(Sum):
+    """The values of two ranks, each with the scan position of the first tap that has it.  Holds every tap value."""
+
+    IDENTITY = torch.inf
+
+    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
+        super().__init__(windows, over, over + left, channels)
+        self.valid = windows.full(False, "t" if "t" in self.left else "", dtype=torch.bool)
+
+    def add(self, tap: Block, value: Tensor) -> None:
+        tap.window(self.value).copy_(value)
+        tap.window(self.valid).fill_(True)
+
+    def result(self, rank: Tensor) -> tuple[Tensor, ...]:
+        values, valid = torch.broadcast_tensors(self.value, self.valid)
+        if self.over == "ct":  # in scan order: channels, then taps
+            values, valid = (each.movedim(4, 0).flatten(0, 1).unsqueeze(4) for each in (values, valid))
+        along = 0 if "t" in self.over else values.dim() - 1 - self.windows.layout.rank
+        ordered = values.sort(along).values
+        broken, empty = (valid & values.isnan()).any(along, keepdim=True), ~valid.any(along, keepdim=True)
+        found: list[Tensor] = []
+        for at in (rank.floor(), rank.ceil()):
+            at = at.long().expand([1 if d == along else n for d, n in enumerate(values.shape)])
+            value = torch.where(broken, torch.nan, ordered.gather(along, at))
+            here = valid & ((values == value) | (values.isnan() & broken))
+            position = torch.where(empty, -1, here.to(torch.uint8).argmax(along, keepdim=True)).to(torch.int32)
+            found += [torch.where(empty, 0.0, value), position]
+        return tuple(each.squeeze(0) if "t" in self.over else each for each in found)
 
 
 class ImageGradient:
@@ -251,9 +435,12 @@ class ImageGradient:
         self.total = torch.zeros(x.shape, dtype=layout.dtype, device=layout.device)
         self.by_group = layout.image(self.total)
 
-    def add(self, value: Tensor, block: Block) -> None:
-        shared = [d for d in (1, 3) if self.by_group.shape[{1: 1, 3: 2}[d]] == 1]
-        block._pixels(self.by_group).add_(block.over(value, 2, *shared).sum([2, *shared], keepdim=True).squeeze(2))
+    def add(self, tap: Block, value: Tensor) -> None:
+        seen, inside = tap._pixels(self.by_group)
+        channel, absent = (2, 3) if tap.own else (3, 2)
+        dims = [absent, *[1] * (seen.shape[1] == 1), *[channel] * (seen.shape[2] == 1)]
+        part = tap.over(value, *dims).sum(dims, keepdim=True).squeeze(absent)
+        seen.add_(part if inside is None else part.expand([*part.shape[:3], *map(len, tap.output)])[..., *inside])
 
     def result(self, like: Tensor) -> Tensor:
         return self.total.to(like.dtype)
@@ -265,15 +452,30 @@ class BankGradient:
     def __init__(self, layout: Layout, bank: Tensor) -> None:
         self.total = torch.zeros_like(bank)
 
-    def add(self, value: Tensor, block: Block) -> None:
-        lacking = [d for d in (1, 2, 3) if self.total.shape[d - 1] == 1]
-        dims = [0, *lacking, *range(4, value.dim())]
-        part = block.over(value, *dims).sum(dims, keepdim=True)
-        block._weights(self.total).add_(part.reshape(part.shape[1:4]))
+    def add(self, tap: Block, value: Tensor, element: int | None = None) -> None:
+        total = self.total if element is None else self.total[element]
+        place = tap._weights(total)
+        if place is None:
+            return
+        lacking = [d for d in (1, 2, 3) if place.shape[d - 1] == 1]
+        dims = [0, *lacking, *range(4, 4 + tap.layout.rank)]
+        part = tap.over(value, *dims).sum(dims, keepdim=True)
+        place.add_(part.reshape(part.shape[1:4]))
 
-    def add_windows(self, value: Tensor, layout: Layout) -> None:
-        by_filter = value.expand(layout.window_shape).sum([0, *range(2, value.dim())])
-        self.total[:, :, 0, 0] += by_filter.reshape(layout.groups, layout.filters).sum_to_size(*self.total.shape[:2])
+    def result(self, like: Tensor) -> Tensor:
+        return self.total.reshape(like.shape).to(like.dtype)
+
+
+class FieldGradient:
+    """The gradient of a value per output pixel, summed over the axes that it lacks."""
+
+    def __init__(self, layout: Layout, field: Tensor) -> None:
+        self.total = torch.zeros(field.shape, dtype=layout.dtype, device=layout.device)
+
+    def add(self, tap: Block, value: Tensor) -> None:
+        place = tap._field(self.total)
+        dims = [3, *(d for d in (1, 2) if place.shape[d] == 1)]
+        place.add_(tap.over(value, *dims).sum(dims, keepdim=True).squeeze(3))
 
     def result(self, like: Tensor) -> Tensor:
         return self.total.reshape(like.shape).to(like.dtype)
