@@ -30,6 +30,7 @@ from sympy import (
 from sympy import ceiling as ceil
 from sympy import floor as floor
 
+from . import zoo
 from .build import key as _key  # noqa: F401 (early: it takes the digest of our source)
 from .errors import (
     ArgumentError,
@@ -78,7 +79,6 @@ from .reductions import Sum as sum
 from .reductions import Var as var
 from .reductions import max_ as max
 from .reductions import min_ as min
-from . import zoo
 from .version import __version__
 
 #: Everything above.  Some names hide Python's own (sum, max, input), so import the module: `import symconv as sc`.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
 import platform
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import click
 import rich.box
 from rich.console import Console
+from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -59,6 +62,7 @@ def main() -> None:
     symconv show 'prod(tan(x + w))'              formula, gradients, operation counts, code
     symconv check 'logsumexp(x + w)'             verify values and gradients numerically
     symconv generate '-sum(abs(x - w))' -o l.py  one file with a layer that imports only torch
+    symconv zoo                                  operators that people published, by name
     symconv demo                                 train three formulas on handwritten digits
     """
 
@@ -139,6 +143,55 @@ def check(formula: str, seed: int) -> None:
     click.echo(str(report))
     if not report.ok:
         raise SystemExit(1)
+
+
+@main.group(invoke_without_command=True)
+@click.pass_context
+def zoo(context: click.Context) -> None:
+    """List the operators of symconv.zoo; `zoo show NAME` shows one with its gradients."""
+    if context.invoked_subcommand is not None:
+        return
+    from .zoo import GROUPS
+
+    console = Console(highlight=False)
+    for group, operators in GROUPS.items():
+        table = Table(box=rich.box.SIMPLE_HEAD, title=group, title_justify="left", title_style="bold", expand=True)
+        table.add_column("name", no_wrap=True)
+        table.add_column("what it computes")
+        table.add_column("published by")
+        for operator in operators:
+            table.add_row(*map(escape, (operator.name, operator.summary, operator.reference)))
+        console.print(table)
+
+
+@zoo.command("show")
+@click.argument("name")
+def zoo_show(name: str) -> None:
+    """Show an operator: its facts, its formula and its gradients."""
+    from .printers.mathematics import pretty
+    from .zoo import OPERATORS
+
+    if name not in OPERATORS:
+        close = difflib.get_close_matches(name, OPERATORS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}?" if close else "`symconv zoo` lists them"
+        raise click.UsageError(f"the zoo has no operator {name!r}; {hint}")
+    operator = OPERATORS[name]
+    console = Console(highlight=False, soft_wrap=True)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_row("computes", escape(operator.summary))
+    facts.add_row("reference", escape(operator.reference))
+    facts.add_row("use", escape(f"symconv.{operator.layer.format(kernel=f'symconv.zoo.{name}')}"))
+    for label, (low, high) in (("values of x", operator.domain), ("weights", operator.weights)):
+        if (low, high) != (-math.inf, math.inf):
+            facts.add_row(label, f"{low:g} to {high:g}")
+    if operator.traps:
+        facts.add_row("mind", escape(operator.traps))
+    console.print(f"[bold]{name}[/]")
+    console.print(facts)
+    console.print()
+    console.print(operator.formula, markup=False)
+    console.print()
+    console.print(pretty(operator.kernel.formula), markup=False)
 
 
 @main.command()

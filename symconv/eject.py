@@ -45,22 +45,31 @@ def standalone(kernel: Kernel, name: str = "Layer", rank: int = 2) -> str:
         if value is None:
             raise ArgumentError(f"the const {number} has no value: write {number}: const = ... in the formula")
     learned, operands = [], []
-    for operand, role, axes, init in zip(signature.tensors, signature.roles, signature.axes, signature.inits):
+    for operand, role, axes, bank, init, positive in zip(
+        signature.tensors, signature.roles, signature.axes, signature.banks, signature.inits, signature.positive
+    ):
         attribute = Layer.SPELLED.get(operand, operand)
-        operands.append(operand if role == "input" else f"self.{attribute}")
-        if role != "input":
-            shape = "".join(f"{_SIZES[axis]}, " for axis in axes).removesuffix(" ")
+        operands.append(operand if role in ("input", "field") else f"self.{attribute}")
+        if role not in ("input", "field"):
+            sizes = [str(bank)] * bool(bank) + [_SIZES[axis] for axis in axes]
+            shape = "".join(f"{size}, " for size in sizes).removesuffix(" ")
             fill = kernel_fill(kernel) if role == "weight" else _FILLS[role].format("{}", init=init)
-            learned.append((attribute, f"({shape})", fill))
+            fill = f"for each in {{}}:\n            {fill.format('each')}" if bank else fill
+            fill = f"{{0}} = torch.full_like({{0}}, {init!r})" if positive else fill
+            learned.append((attribute, f"({shape})", fill, positive))
     layer: dict[str, Any] = {
         "name": name,
         "rank": rank,
         "pool": not any(
-            {"o", "c"} & set(axes) for axes, role in zip(signature.axes, signature.roles) if role != "input"
+            {"o", "c"} & set(axes)
+            for axes, role in zip(signature.axes, signature.roles)
+            if role not in ("input", "field")
         ),
         "constants": list(zip(signature.numbers, signature.values)),
         "inputs": signature.names("input"),
+        "fields": signature.names("field"),
         "learned": learned,
+        "positive": any(signature.positive),
         "operands": operands,
     }
     return torch_source(kernel, lower(kernel.formula), "torch/module.py.jinja", layer=layer)

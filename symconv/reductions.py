@@ -270,16 +270,16 @@ def _reference_softmax(values: torch.Tensor, valid: torch.Tensor) -> torch.Tenso
     return torch.where(some, torch.softmax(torch.where(valid | ~some, values, -torch.inf), -1), 0.0)
 
 
-def _weights(weight: tuple[torch.Tensor, ...], valid: torch.Tensor) -> torch.Tensor:
+def _weights(weight: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """The weights as shares of their sum; all 0 where there are none."""
-    given = torch.where(valid, weight[0] if weight else 1.0, 0.0)
+    given = torch.where(valid, weight, 0.0)
     total = given.sum(-1, keepdim=True)
     return torch.where(total == 0, 0.0, given / torch.where(total == 0, 1.0, total))
 
 
 def _reference_mean(values: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
     *weight, valid = rest
-    return (torch.where(valid, values, 0.0) * _weights(tuple(weight), valid)).sum(-1)
+    return (torch.where(valid, values, 0.0) * _weights(weight[0] if weight else torch.ones_like(values), valid)).sum(-1)
 
 
 def _reference_cov(a: torch.Tensor, b: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:

@@ -176,8 +176,8 @@ class _Evaluation:
         where = domain(frozenset().union(*map(labels_of, node.args)), node.dims)
         channels, taps = self.extents(where)
         values = [self.value(argument) for argument in node.args]
-        valid = self.valid if "t" in where.axes else self.valid.any(-1, keepdim=True).new_ones([])
-        full = torch.broadcast_shapes(*(value.shape for value in values), (*self.size, channels, taps))
+        valid = self.valid if "t" in where.axes else torch.ones_like(self.valid[..., :1])
+        full = torch.broadcast_shapes(*(value.shape for value in (*values, valid)), (channels, taps))
         arguments = [value.expand(full) for value in (*values, valid)]
         if node.dims == {"c"}:
             arguments = [value.transpose(-1, -2) for value in arguments]

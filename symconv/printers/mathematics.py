@@ -17,6 +17,7 @@ from ..language.axes import WindowNode
 from ..language.formula import Formula
 from ..language.symbols import TAP_AXES, Access, ordered_terms
 from ..reductions import Norm, Total, record_of
+from .abbreviate import abbreviated
 
 #: How LaTeX writes nodes: `axes` are those it runs over, `other` the taps it runs over for a given one, `over` is empty
 #: for a node over the whole window.
@@ -130,7 +131,9 @@ def latex_lines(formula: Formula) -> list[str]:
     printer = MathLatexPrinter()
     lines = [f"{printer.doprint(sp.Symbol(name))} &= {printer.doprint(expr)}" for name, expr in formula.lines]
     lines.append(f"y &= {printer.doprint(formula.result)}")
-    for operand, gradient in gradients(formula).items():
+    named, derivatives = abbreviated(formula, gradients(formula))
+    lines += [f"{printer.doprint(sp.Symbol(name))} &= {printer.doprint(expr)}" for name, expr in named]
+    for operand, gradient in derivatives.items():
         lines.append(rf"\frac{{\partial y}}{{\partial {printer.doprint(operand)}}} &= {printer.doprint(gradient)}")
     return lines
 
@@ -148,15 +151,16 @@ def pretty(formula: Formula, name: str | None = None) -> str:
 def _pretty(formula: Formula, name: str | None, unicode: bool) -> str:
     printer = MathPrettyPrinter(unicode)
     d = "∂" if unicode else "d"
-    derivatives = gradients(formula)
-    parts = [(line, expr) for line, expr in formula.lines] + [("y", formula.result)]
+    whole = gradients(formula)
+    named, derivatives = abbreviated(formula, whole)
+    parts = [*formula.lines, ("y", formula.result), *named]
     parts += [(f"{d}y/{d}{operand.name}", gradient) for operand, gradient in derivatives.items()]
     width = max(len(label) for label, _ in parts)
     blocks = [_equation(printer, label.rjust(width), expr) for label, expr in parts]
     tall = any("\n" in block for block in blocks)
     head = ([name] if name else []) + [operand.declaration for operand in formula.operands if operand.declaration]
     text = "\n".join(head + [("\n\n" if tall else "\n").join(blocks)])
-    notes = glossary(derivatives.values()) + kink_notes(formula)
+    notes = [note for note in glossary(whole.values()) if note != GLOSSARY["total"]] + kink_notes(formula)
     if unicode:
         notes = [note.replace("others(e)", "∏′(e)") for note in notes]
     return text + "".join(f"\n({note})" for note in notes)

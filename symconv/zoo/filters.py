@@ -65,7 +65,7 @@ FILTERS = (
         "r = exp(-(dx**2 + dy**2)/(2*sigma**2) - sum((g - g[c, 0])**2, dim=c)/(2*tau**2))\nsum(r*x)/sum(r, dim=t)",
         "Petschnigg et al. (2004), Digital Photography with Flash and No-Flash Image Pairs",
         "Pool2d({kernel}, 5, stride=1, padding=2)",
-        traps="a guide whose channels divide by the channels of x is read channel by channel, any other is shared whole",
+        traps="a guide whose channels divide by those of x is read channel by channel, any other is shared",
     ),
     Operator(
         "perona_malik",

@@ -57,7 +57,7 @@ MORPHOLOGY = (
         "p_convolution",
         "counter-harmonic mean: erosion, convolution, dilation as p goes from -inf to inf",
         "p: param = 1\nsum(w*x**(p + 1))/sum(w*x**p)",
-        "Masci, Angulo, Schmidhuber (2013), A Learning Framework for Morphological Operators Using Counter-Harmonic Mean",
+        "Masci, Angulo, Schmidhuber (2013), A Learning Framework for Morphological Operators",
         domain=POSITIVE,
         weights=POSITIVE,
         traps="x <= 0 has no power p: shift the image into [1, 2], as the paper does",

@@ -30,7 +30,7 @@ NEURONS = (
         "minus the L1 distance",
         "-sum(abs(x - w))",
         "Chen et al. (2020), AdderNet: Do We Really Need Multiplications in Deep Learning?",
-        traps="the exact gradients are signs; the paper trains with those of adder_published, and scales them per layer",
+        traps="the exact gradients are signs; the paper trains with those of adder_published, scaled per layer",
     ),
     Operator(
         "adder_published",
