@@ -64,10 +64,12 @@ def _conv(
     given = {"x": input, "w": weight, "b": bias, **operands}
     given = {name: value for name, value in given.items() if value is not None}
     check_input("input", input, rank)
-    weights = [given[name] for name in signature.names("weight") if name in given]
-    if weights and weights[0].dim() == rank + 2:
-        kernel_size = weights[0].shape[2:] if kernel_size is None else kernel_size
-        out_channels = weights[0].shape[0] if out_channels is None else out_channels
+    for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
+        weight_given = given.get(name) if role == "weight" else None
+        if isinstance(weight_given, Tensor) and weight_given.dim() == rank + 2 + bool(bank):
+            out, _, *size = weight_given.shape[bool(bank) :]
+            kernel_size = size if kernel_size is None else kernel_size
+            out_channels = out if out_channels is None else out_channels
     if kernel_size is None or out_channels is None:
         check_names(signature, given)  # a mistyped operand is the likelier mistake
         missing = "kernel_size" if kernel_size is None else "out_channels"

@@ -117,8 +117,11 @@ is_zero = pointwise("is_zero", none)
 same = pointwise("same", none)
 #: 1 / r, and 0 where r is 0.
 reciprocal: Any = pointwise("reciprocal", lambda r: (-(reciprocal(r) ** 2),))
+
 #: r, and 0 where r is -inf: what may be subtracted from a logarithm.
 shift = pointwise("shift", lambda r: (sp.S.One,))
+#: a - b, rounded before anything is added to it: SymPy reorders sums.
+less = pointwise("less", lambda a, b: (sp.S.One, -sp.S.One))
 
 #: The number v, as a value of the same dtype as `like`: for functions that take no plain numbers.
 typed = pointwise("typed", none)
@@ -289,6 +292,7 @@ _RECORDS = (
     Function("same", same, same, "same({0}, {1})", lambda a, b: (a == b) * 1.0, _PLANE, flat=True, arity=(2, 2)),
     Function("reciprocal", reciprocal, reciprocal, "reciprocal({0})", lambda r: 1 / r, ((0.2, 2.0),)),
     Function("shift", shift, shift, "shift({0})", lambda r: r, _LINE),
+    Function("less", less, less, "({0} - {1})", torch.sub, _PLANE, arity=(2, 2)),
     Function("typed", typed, typed, "{1}.new_full((), {0})", lambda v, like: v, _PLANE, arity=(2, 2)),
     Function(
         "power_slope",

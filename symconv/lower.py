@@ -12,7 +12,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy as sp
 
@@ -30,10 +30,13 @@ GRAD = Value("grad")
 YIELDS: dict[str, tuple[tuple[str, bool], ...]] = {
     "sum": (("sum", False),),
     "product": (("product", False),),
-    "first_max": (("max", False), ("argmax", True)),
-    "logsumexp": (("logsumexp", False),),
+    "mean": (("mean", False),),
+    "exponentials": (("peak", False), ("exponentials", False)),
     "moment": (("moment", False),),
-    "order": (("low", False), ("arglow", True), ("high", False), ("arghigh", True)),
+    "first_max": (("max", False), ("argmax", True)),
+    "first_rank": (("rank", False), ("argrank", True)),
+    "max": (("max", False),),
+    "rank": (("rank", False),),
 }
 
 
@@ -47,7 +50,7 @@ class Accumulator:
         values: the tap values that go in: one, or for "moment" two and a weight.
         where: the taps and channels that it runs over, those of its values and `dims`.
         dims: the axes that it reduces.
-        rank: for "order", which values it yields: a window value.
+        rank: for a rank, which value it yields: a window value.
     """
 
     kind: str
@@ -65,12 +68,18 @@ class Accumulator:
     @property
     def held(self) -> Domain:
         """How many values it holds for each window: one, or one for each of these taps and channels."""
-        return self.where if self.kind == "order" else domain(self.left)
+        return self.where if self.rank is not None else domain(self.left)
 
     @property
     def needs(self) -> frozenset[sp.Symbol]:
         """The symbols that must be there before it."""
         return frozenset().union(*(value.free_symbols for value in (*self.values, *filter(None, [self.rank]))))
+
+    def yielding(self, wanted: frozenset[sp.Symbol]) -> Accumulator:
+        """The same without the position, if nobody wants it."""
+        if not self.kind.startswith("first_") or self.symbols[1] in wanted:
+            return self
+        return replace(self, kind=self.kind.removeprefix("first_"), symbols=self.symbols[:1])
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ class Sweep:
         taps: the function evaluated at each tap.
         accumulators: where its results go, in their order; none for a sweep that gives gradients.
         gradients: for such a sweep the operand to which each result belongs.
-        ranks: the function of the window that gives the ranks of the "order" accumulators.
+        ranks: the function of the window that gives the ranks of its accumulators of a rank.
     """
 
     where: Domain
@@ -152,8 +161,6 @@ def lower(formula: Formula) -> Schedule:
     lowering = _Lowering(formula)
     output = lowering.lower(kinked(formula.expr))
     forward_accumulators = tuple(lowering.accumulators)
-    forward = [lowering.sweep(where, group) for where, group in stages(forward_accumulators)]
-
     at_taps: dict[Domain, dict[Operand, sp.Expr]] = {}
     for operand, partial in partials(formula).items():
         for where, expr in partial.items():
@@ -162,13 +169,16 @@ def lower(formula: Formula) -> Schedule:
     gradients = [expr for where in at_taps.values() for expr in where.values()] + [*at_windows.values()]
     wanted = frozenset().union(*(expr.free_symbols for expr in gradients))
     again = needed(wanted, lowering.accumulators, set(forward_accumulators))
+    used = wanted.union(*(each.needs for each in again))
+    read = output.free_symbols.union(*(each.needs for each in forward_accumulators))
+    forward = [each.yielding(frozenset(read | used if not each.left else read)) for each in forward_accumulators]
+    again = [each.yielding(used) for each in again]
     backward = [lowering.sweep(where, group) for where, group in stages(again)]
     backward += [lowering.gradient_sweep(where, exprs) for where, exprs in sorted(at_taps.items())]
 
-    used = wanted.union(*(each.needs for each in again))
-    kept = tuple(s for each in forward_accumulators if not each.left for s in each.symbols if s in used)
+    kept = tuple(s for each in forward if not each.left for s in each.symbols if s in used)
     return Schedule(
-        tuple(forward),
+        tuple(lowering.sweep(where, group) for where, group in stages(forward)),
         lowering.block([output]),
         kept,
         tuple(backward),
@@ -296,14 +306,17 @@ class _Along:
     def first_max(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
         return self._yield("first_max", [value])
 
-    def logsumexp(self, value: sp.Expr) -> sp.Expr:
-        return self._yield("logsumexp", [value])[0]
+    def mean(self, value: sp.Expr) -> sp.Expr:
+        return self._yield("mean", [value])[0]
+
+    def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
+        return self._yield("exponentials", [value])
 
     def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
         return self._yield("moment", [a, b, weight])[0]
 
-    def order(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("order", [value], rank=self.lowering.lower(kinked(rank)))
+    def first_rank(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, ...]:
+        return self._yield("first_rank", [value], rank=self.lowering.lower(kinked(rank)))
 
     def count(self, *like: sp.Expr) -> sp.Expr:
         name, counted = self._named("count", like)

@@ -21,15 +21,16 @@ from .reductions import record_of
 
 
 class Positive(nn.Module):
-    """What keeps a `param[positive]` above 0: the parameter is the softplus of what is learned."""
+    """What keeps a `param[positive]` above 0: the parameter is the softplus of what is learned, and a little more."""
 
     def forward(self, learned: Tensor) -> Tensor:
         """The parameter."""
-        return nn.functional.softplus(learned)
+        return nn.functional.softplus(learned) + torch.finfo(learned.dtype).eps
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """What is learned, for a given value above 0."""
-        return value + torch.log(-torch.expm1(-value))
+        above = (value - torch.finfo(value.dtype).eps).clamp(min=torch.finfo(value.dtype).tiny)
+        return above + torch.log(-torch.expm1(-above))
 
 
 class Layer(nn.Module):

@@ -19,7 +19,7 @@ import sympy as sp
 import torch
 
 from .errors import DerivativeError
-from .functions import case, floor, is_zero, reciprocal, same, shift
+from .functions import case, ceil, floor, is_zero, less, reciprocal, same, shift
 from .language.axes import WindowNode, domain, labels_of
 
 Adjoint = Callable[[Any, sp.Expr], tuple[sp.Expr, ...]]
@@ -40,14 +40,17 @@ class Accumulators(Protocol):
     def first_max(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """The maximum, and the scan position of the first tap that attains it."""
 
-    def logsumexp(self, value: sp.Expr) -> sp.Expr:
-        """log(sum(exp(value))), shifted by the running maximum."""
+    def mean(self, value: sp.Expr) -> sp.Expr:
+        """The running mean of a tap value (Welford), which for a constant is that constant."""
+
+    def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+        """The maximum, made finite, and the sum of exp(value - maximum)."""
 
     def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
         """The sum of weight*(a - mean(a))*(b - mean(b)) with weighted means (Welford; West 1979)."""
 
-    def order(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr, sp.Expr]:
-        """The values of rank floor(rank) and ceil(rank) counted from 0, each with the first scan position."""
+    def first_rank(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+        """The value of a rank, counted from 0 for the smallest, and the scan position of the first tap that has it."""
 
     def count(self, *like: sp.Expr) -> sp.Expr:
         """How many taps and channels `like` has: all, or with `padding_mode="ignore"` those inside the image."""
@@ -214,9 +217,21 @@ def _lower_first(acc: Accumulators, e: sp.Expr) -> sp.Expr:
     return same(acc.first_max(e)[1], acc.position(e))
 
 
+def _lower_logsumexp(acc: Accumulators, e: sp.Expr) -> sp.Expr:
+    peak, total = acc.exponentials(e)
+    return peak + sp.log(total)
+
+
+def _lower_softmax(acc: Accumulators, e: sp.Expr) -> sp.Expr:
+    peak, total = acc.exponentials(e)
+    # The peak goes first: together with the logarithm it would round the shares of large values.  One exponential of
+    # it all has a logarithm that stays finite where the share underflows.
+    return sp.exp(less(e, peak) - shift(sp.log(total)))
+
+
 def _lower_mean(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
     if not weight:
-        return acc.sum(e) / acc.count(e)
+        return acc.mean(e)
     return acc.sum(weight[0] * e) * reciprocal(acc.sum(weight[0], e))
 
 
@@ -229,24 +244,27 @@ def _lower_var(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
     return _lower_cov(acc, e, e, *weight)
 
 
-def _ranked(acc: Accumulators, e: sp.Expr, q: sp.Expr | None = None) -> tuple[sp.Expr, tuple[sp.Expr, ...]]:
-    """The rank of a quantile as torch counts it, and what stands at it; the lower median without q."""
-    last = acc.count(e) - 1
-    rank = floor(last / 2) if q is None else q * last
-    return rank, acc.order(e, rank)
+def _ranked(acc: Accumulators, e: sp.Expr, q: sp.Expr) -> tuple[sp.Expr, tuple[sp.Expr, ...]]:
+    """How far a quantile lies between two ranks, and what stands at them: value and position, twice."""
+    rank = q * (acc.count(e) - 1)
+    return rank - floor(rank), (*acc.first_rank(e, floor(rank)), *acc.first_rank(e, ceil(rank)))
 
 
-def _lower_quantile(acc: Accumulators, e: sp.Expr, q: sp.Expr | None = None) -> sp.Expr:
-    rank, (low, _, high, _) = _ranked(acc, e, q)
+def _median(acc: Accumulators, e: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """The lower median, as torch, and its position."""
+    return acc.first_rank(e, floor((acc.count(e) - 1) / 2))
+
+
+def _lower_quantile(acc: Accumulators, e: sp.Expr, q: sp.Expr) -> sp.Expr:
+    part, (low, _, high, _) = _ranked(acc, e, q)
     # Where both are the same (also inf) there is nothing between them.
-    return low if q is None else case(sp.Eq(low, high), low, low + (rank - floor(rank)) * (high - low))
+    return case(sp.Eq(low, high), low, low + part * (high - low))
 
 
 def _lower_chosen(acc: Accumulators, e: sp.Expr, q: sp.Expr | None = None) -> sp.Expr:
-    rank, (_, at_low, _, at_high) = _ranked(acc, e, q)
     if q is None:
-        return same(at_low, acc.position(e))
-    part = rank - floor(rank)
+        return same(_median(acc, e)[1], acc.position(e))
+    part, (_, at_low, _, at_high) = _ranked(acc, e, q)
     return (1 - part) * same(at_low, acc.position(e)) + part * same(at_high, acc.position(e))
 
 
@@ -338,7 +356,7 @@ _RECORDS = (
         "logsumexp",
         LogSumExp,
         lambda node, up: (up * node.twin(Softmax, *node.args),),
-        lambda acc, e: acc.logsumexp(e),
+        _lower_logsumexp,
         _filled(-torch.inf, torch.logsumexp),
         zeros_matter=True,
     ),
@@ -354,7 +372,14 @@ _RECORDS = (
         "std", Std, _std_adjoint, lambda acc, *args: sp.sqrt(_lower_var(acc, *args)), _reference_std, weighted=True
     ),
     Reduction("cov", Cov, _cov_adjoint, _lower_cov, _reference_cov, arity=(2, 2), weighted=True),
-    Reduction("median", Median, _quantile_adjoint, _lower_quantile, _reference_quantile, zeros_matter=True),
+    Reduction(
+        "median",
+        Median,
+        _quantile_adjoint,
+        lambda acc, e: _median(acc, e)[0],
+        _reference_quantile,
+        zeros_matter=True,
+    ),
     Reduction(
         "quantile", Quantile, _quantile_adjoint, _lower_quantile, _reference_quantile, zeros_matter=True, arity=(2, 2)
     ),
@@ -370,7 +395,7 @@ TRANSFORMS: dict[str, Reduction] = {
             "softmax",
             Softmax,
             _softmax_adjoint,
-            lambda acc, e: sp.exp(e - shift(acc.logsumexp(e))),
+            _lower_softmax,
             _reference_softmax,
             reduces=False,
         ),

@@ -56,7 +56,7 @@ def test_generated_files_are_well_formed(name: str) -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    assert imports == {"__future__", "collections.abc", "itertools", "math", "torch", "typing"}
+    assert imports == {"__future__", "collections.abc", "functools", "itertools", "math", "torch", "typing"}
     assert all(len(line) <= 120 for line in source.splitlines())
     assert not any(line != line.rstrip() for line in source.splitlines())
     assert "\n\n\n\n" not in source

@@ -24,10 +24,13 @@ from ..version import __version__
 ACCUMULATORS = {
     "sum": "Sum",
     "product": "Product",
-    "first_max": "FirstMax",
-    "logsumexp": "LogSumExp",
+    "mean": "Mean",
+    "exponentials": "Exponentials",
     "moment": "Moment",
-    "order": "Order",
+    "max": "Max",
+    "first_max": "FirstMax",
+    "rank": "Rank",
+    "first_rank": "FirstRank",
 }
 #: How an operand of each role is made ready for the blocks.
 PREPARE = {
@@ -83,7 +86,7 @@ def describe(kernel: Kernel, schedule: Schedule, printed: _Printed) -> dict[str,
     for sweep in (*schedule.forward, *schedule.backward):
         for each in sweep.accumulators:
             names.append((each.symbols[0].name, _legend(each)))
-            names += [(symbol.name, _which(each, symbol)) for symbol in each.symbols[1:]]
+            names += [(symbol.name, _legend(each, symbol)) for symbol in each.symbols[1:]]
     return {
         "title": kernel.title,
         "version": __version__,
@@ -120,16 +123,17 @@ def _meaning(operand: Operand) -> str:
     return bank + MEANINGS[operand.role] + (f", one per {per}" if operand.role in ("param", "field") and per else "")
 
 
-def _legend(each: Accumulator) -> str:
+def _legend(each: Accumulator, symbol: Value | None = None) -> str:
+    if symbol is not None and symbol.position:
+        return f"the first tap that attains {each.symbols[0]}"
+    if each.kind == "exponentials" and symbol is None:
+        return f"the maximum of {_text(each.values[0])}, made finite"
     values = each.values[:-1] if each.kind == "moment" and each.values[-1] == 1 else each.values
     over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(each.dims)), "")
-    kind = {"moment": "co-moment", "order": "lower value at a rank"}.get(each.kind, each.kind)
-    return f"{kind} of {', '.join(map(_text, dict.fromkeys(values)))}{over}"
-
-
-def _which(each: Accumulator, symbol: Value) -> str:
-    value = symbol.name.removeprefix("arg")
-    return f"the first tap with {value}" if symbol.position else f"the upper value at the rank of {each.symbols[0]}"
+    kind = {"moment": "co-moment", "rank": "value at a rank", "exponentials": "sum of exp, less the maximum,"}.get(
+        each.kind.removeprefix("first_"), each.kind
+    )
+    return f"{kind.removeprefix('first_')} of {', '.join(map(_text, dict.fromkeys(values)))}{over}"
 
 
 def _tuple(items: Iterable[str]) -> str:
@@ -286,7 +290,10 @@ class _Printed:
         arguments = ", ".join(self.enter(symbol, "tap") for symbol in sweep.taps.arguments)
         return {
             "number": self.number,
-            "doc": "; ".join(map(_legend, sweep.accumulators)) or "the gradients at each tap",
+            "doc": "; ".join(
+                _legend(each, each.symbols[-1] if each.kind == "exponentials" else None) for each in sweep.accumulators
+            )
+            or "the gradients at each tap",
             "names": _targets(symbol.name for symbol in sweep.names),
             "call_before": call_before,
             "taps": f"windows.taps({self.where(sweep.where)})",

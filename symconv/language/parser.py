@@ -47,14 +47,16 @@ RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES
     bias weight input param const field kernel init device dtype backend in_channels out_channels
     kernel_size stride padding dilation groups padding_mode padding_value
     grad grad_output layout windows tap kept given needs gradients place value names name like output shape
-    forward backward combine torch math itertools max map zip tuple
-    Layout Block Tensor Product FirstMax LogSumExp Moment Order ImageGradient BankGradient FieldGradient
+    forward backward combine torch math functools itertools max map zip tuple
+    Layout Block Tensor Product Max FirstMax Exponentials Mean Moment Rank FirstRank
+    ImageGradient BankGradient FieldGradient
     Iterator Sequence NamedTuple ClassVar
     """.split()
 )
 #: Names that generated code numbers.
 GENERATED = re.compile(
-    r"(sum|product|(arg)?(max|low|high)|logsumexp|moment|value)_\d+|(count|position)(_.*)?|(running|grad|forward|backward|gradient)_.*"
+    r"(sum|product|(arg)?(max|rank)|peak|exponentials|moment|mean|value)_\d+|(count|position)(_.*)?"
+    r"|(running|grad|forward|backward|gradient)_.*"
 )
 
 

@@ -15,7 +15,7 @@ FILTERS = (
         "local_contrast",
         "the pixel less its window's mean, over the standard deviation",
         "(x[c, 0] - mean(x))/maximum(std(x), 1e-3)",
-        "Jarrett et al. (2009), What Is the Best Multi-Stage Architecture for Object Recognition?",
+        "after Jarrett et al. (2009), What Is the Best Multi-Stage Architecture for Object Recognition?",
         _LAYER,
     ),
     Operator("range_filter", "the maximum less the minimum", "max(x) - min(x)", "definition", _LAYER),
@@ -26,6 +26,7 @@ FILTERS = (
         "Shannon (1948), A Mathematical Theory of Communication",
         _LAYER,
         domain=(0.0, float("inf")),
+        traps="a zero pixel gives the whole window the gradient NaN; a blank window is 0/0",
     ),
     Operator(
         "rank_transform",
@@ -65,7 +66,7 @@ FILTERS = (
         "r = exp(-(dx**2 + dy**2)/(2*sigma**2) - sum((g - g[c, 0])**2, dim=c)/(2*tau**2))\nsum(r*x)/sum(r, dim=t)",
         "Petschnigg et al. (2004), Digital Photography with Flash and No-Flash Image Pairs",
         "Pool2d({kernel}, 5, stride=1, padding=2)",
-        traps="a guide whose channels divide by those of x is read channel by channel, any other is shared",
+        traps="a guide whose channels are a multiple of those of x is split among them, any other is shared",
     ),
     Operator(
         "perona_malik",
@@ -115,7 +116,7 @@ FILTERS = (
         "luminance = (2*mx*mg + c1)/(mx**2 + mg**2 + c1)\n"
         "structure = (2*cov(x, g) + c2)/(var(x) + var(g) + c2)\n"
         "luminance*structure",
-        "Wang et al. (2004), Image Quality Assessment: From Error Visibility to Structural Similarity",
+        "after Wang et al. (2004), Image Quality Assessment: From Error Visibility to Structural Similarity",
         "Pool2d({kernel}, 7, stride=1)",
         traps="c1 and c2 are meant for images in [0, 1]; a flat window, population variances",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .operator import POSITIVE, Operator
 
 _ONN = "Kiranyaz et al. (2020), Operational Neural Networks"
+_GOP = "Kiranyaz et al. (2017), Progressive Operational Perceptrons"
 _KERVOLUTION = "Wang et al. (2019), Kervolutional Neural Networks"
 _SIMNETS = "Cohen, Sharir, Shashua (2016), Deep SimNets"
 
@@ -43,7 +44,7 @@ NEURONS = (
         "euclidean",
         "minus the squared L2 distance",
         "-sum((x - w)**2)",
-        "Prazeres et al. (2021), EuclidNets",
+        "Prazeres et al. (2022), EuclidNets: Combining Hardware and Architecture Design",
         traps="never expand the square: x**2 - 2*x*w + w**2 cancels for large x",
     ),
     Operator("offset_patch", "a dot product with the patch moved", "v: weight\nsum(w*(x - v))", "definition"),
@@ -59,7 +60,7 @@ NEURONS = (
         "between the mean (beta to 0) and the maximum (beta to inf) of x + v",
         "beta: const = 1\nv: weight\n(logsumexp(beta*(x + v)) - log(N))/beta",
         _SIMNETS,
-        traps="beta = 0 divides by 0; use mean(x + v)",
+        traps="beta = 0 divides by 0, and below 1e-3 float32 cancels: use mean(x + v); N counts ignored taps too",
     ),
     Operator("onn_cubic", "operational neuron, cubic nodal operator", "sum(w*x**3)", _ONN),
     Operator("onn_sine", "operational neuron, sinusoid", "K: const = 1\nsum(sin(K*w*x))", _ONN),
@@ -78,7 +79,13 @@ NEURONS = (
         traps="overflows at |w*x| > 89 in float32",
     ),
     Operator("onn_chirp", "operational neuron, linear chirp", "K: const = 1\nsum(sin(K*w*x**2))", _ONN),
-    Operator("onn_sinc", "operational neuron, sinc", "K: const = 1\nsum(sinc(K*w*x))", _ONN),
+    Operator(
+        "onn_sinc",
+        "operational neuron, sinc",
+        "K: const = 1\nsum(sinc(K*w*x))",
+        _ONN,
+        traps="sinc is torch.sinc, sin(pi*z)/(pi*z)",
+    ),
     Operator(
         "onn_sine_max",
         "operational neuron, sinusoid pooled by the maximum over taps",
@@ -96,21 +103,21 @@ NEURONS = (
         "correlation_1",
         "each tap's product times the next tap's",
         "sum(w*x*w[c, t+1]*x[c, t+1])",
-        "Kiranyaz et al. (2017), Progressive Operational Perceptrons",
+        _GOP,
         traps="the tap past the last one counts as 0, so the last tap contributes nothing",
     ),
     Operator(
         "gaussian_nodal",
         "Gaussian nodal operator",
         "sum(w*exp(-w*x**2))",
-        _ONN,
+        _GOP,
         traps="grows without bound where w is negative",
     ),
     Operator(
         "dog_nodal",
         "derivative-of-Gaussian nodal operator",
         "sum(w*x*exp(-w*x**2))",
-        _ONN,
+        _GOP,
         traps="grows without bound where w is negative",
     ),
     Operator(
@@ -141,19 +148,19 @@ NEURONS = (
         "quadratic",
         "a dot product with the squares",
         "sum(w*x**2) + b",
-        "Fan, Cong, Wang (2018), A New Type of Neurons",
+        "after Fan, Cong, Wang (2018), A New Type of Neurons for Machine Learning",
     ),
     Operator(
         "quadratic_linear",
         "a linear and a quadratic part",
         "v: weight\nsum(w*x) + sum(v*x**2) + b",
-        "Fan, Cong, Wang (2018), A New Type of Neurons",
+        "after Fan, Cong, Wang (2018), A New Type of Neurons for Machine Learning",
     ),
     Operator(
         "inverse_multiquadric",
         "radial basis function with heavy tails",
         "s: param[o, positive] = 1\n1/sqrt(1 + sum((x - w)**2)/s**2)",
-        "Hardy (1971), Multiquadric Equations of Topography",
+        "after Hardy (1971), Multiquadric Equations of Topography",
     ),
     Operator(
         "matern",
@@ -181,12 +188,13 @@ NEURONS = (
         "cosine similarity of patch and weight",
         "eps: const = 1e-6\nsum(w*x)/(norm(w)*norm(x) + eps)",
         "Luo et al. (2018), Cosine Normalization",
-        traps="a blank patch gives 0 with gradient 0 for x through its norm; eps keeps the quotient finite",
+        traps="a blank patch gives 0, and its gradient for x is w/(eps*norm(w)), large: raise eps for float16",
     ),
     Operator(
         "sharpened_cosine",
         "cosine similarity raised to a learned power, sign kept",
-        "q: const = 1e-3\np: param[o, positive] = 2\ns = sum(w*x)/((norm(w) + q)*(norm(x) + q))\nsign(s)*abs(s)**p",
+        "q: const = 1e-3\np: param[o, positive] = 2\n"
+        "s = sum(w*x)/((norm(w) + q)*(norm(x) + q))\nwhere(s == 0, 0, sign(s)*abs(s)**p)",
         "Rohrer (2022), Sharpened Cosine Similarity",
     ),
     Operator(
@@ -211,7 +219,7 @@ NEURONS = (
     Operator(
         "gated",
         "a convolution times a learned soft gate",
-        "v: weight\na = sum(w*x)\nwhere(a > 0, a, expm1(minimum(a, 0)))*sigmoid(sum(v*x))",
+        "v: weight\na = sum(w*x)\nwhere(a > 0, a, expm1(a))*sigmoid(sum(v*x))",
         "Yu et al. (2019), Free-Form Image Inpainting with Gated Convolution",
     ),
     Operator(
@@ -233,22 +241,24 @@ NEURONS = (
         "signs times signs, with straight-through gradients",
         "sum(ste(sign(w), w)*ste(sign(x), clip(x, -1, 1)))",
         "Courbariaux et al. (2016), Binarized Neural Networks",
-        traps="gradcheck fails on purpose: gradients pass straight through the signs, for x only within [-1, 1]",
+        traps="gradcheck fails on purpose: gradients pass straight through the signs, for x only within [-1, 1]; "
+        "sign(0) is 0 here and 1 in the paper",
     ),
     Operator(
         "local_attention",
         "attention within the window: the query x at the centre, keys k, values v",
         "k: input\nv: input\nsum(softmax(sum(x[c, 0]*k, dim=c)/sqrt(C), dim=t)*v[o, t], dim=t)",
-        "Ramachandran et al. (2019), Stand-Alone Self-Attention in Vision Models",
+        "after Ramachandran et al. (2019), Stand-Alone Self-Attention in Vision Models",
         layer="Conv2d({kernel}, 8, 8, 3, padding=1, padding_mode='ignore')",
         traps="v has as many channels as there are outputs, k as many as x",
     ),
     Operator(
         "product_unit",
-        "a product of powers",
+        "a product of powers of |x|",
         "prod(abs(x)**w)",
         "Durbin, Rumelhart (1989), Product Units",
-        traps="x = 0 gives 0 for positive w, inf for negative w; its gradient for w takes 0**w*log(0) as 0",
+        traps="the sign of x is lost; at x = 0 the gradient for x is NaN where w < 1, as the slope of a root is "
+        "infinite: keep |x| away from 0; the gradient for w takes 0**w*log(0) as 0",
         init="zeros",
     ),
     Operator(
@@ -257,6 +267,7 @@ NEURONS = (
         "prod(w*x + 1 - w)",
         "Madsen, Johansen (2020), Neural Arithmetic Units",
         weights=(0.0, 1.0),
+        init="uniform",
         traps="w is meant to stay in [0, 1]; products of many inputs grow or vanish quickly",
     ),
     Operator(
@@ -266,6 +277,7 @@ NEURONS = (
         "Payani, Fekri (2019), Learning Algorithms via Neural Logic Networks",
         domain=(0.0, 1.0),
         weights=(0.0, 1.0),
+        init="uniform",
     ),
     Operator(
         "disjunction",
@@ -274,6 +286,7 @@ NEURONS = (
         "Payani, Fekri (2019), Learning Algorithms via Neural Logic Networks",
         domain=(0.0, 1.0),
         weights=(0.0, 1.0),
+        init="uniform",
     ),
     Operator(
         "involution",
@@ -285,9 +298,9 @@ NEURONS = (
     Operator(
         "partial_convolution",
         "a convolution of the pixels that a mask g keeps, rescaled by their share",
-        "g: input\nm = mean(g)\nwhere(m > 0, sum(w*x*g)/maximum(m, 1e-6), 0) + b",
+        "g: input\nm = mean(g)\nwhere(m > 0, sum(w*x*g)/maximum(m, 1e-6) + b, 0)",
         "Liu et al. (2018), Image Inpainting for Irregular Holes Using Partial Convolutions",
-        traps="the mask g is 0 or 1, one channel or as many as x; where it keeps nothing the output is b",
+        traps="the mask g is 0 or 1, one channel or as many as x; where it keeps nothing the output is 0",
     ),
     Operator(
         "normalised_convolution",
@@ -295,6 +308,7 @@ NEURONS = (
         "g: input\neps: const = 1e-6\nsum(w*x*g)/(sum(w*g) + eps)",
         "Knutsson, Westin (1993), Normalized and Differential Convolution",
         weights=POSITIVE,
+        init="uniform",
         traps="weights of both signs can make the divisor 0",
     ),
 )

@@ -6,6 +6,7 @@ visited through shifted views; nothing of the size of an unfolded image is ever 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -88,15 +89,13 @@ class Layout:
 
     def blocks(self, held: int = 1) -> Iterator[Block]:
         """All windows in blocks, for passes that hold `held` values per window."""
-        budget = max(self.BLOCK.get(self.device.type, self.BLOCK_ELSEWHERE) // max(held, 1), 1)
-        row = math.prod(self.size[1:])
-        rows = min(max(budget // max(row, 1), 1), max(self.size[0], 1))
-        budget = max(budget // max(rows * row, 1), 1)
-        steps = []
-        for extent in (self.groups, self.filters, self.channels, self.batch):
-            steps.append(max(min(extent, budget), 1))
-            budget = max(budget // steps[-1], 1)
-        g, f, self.channel_step, n = steps
+        budget = self.BLOCK.get(self.device.type, self.BLOCK_ELSEWHERE)
+        windows, row = max(budget // max(held, 1), 1), max(math.prod(self.size[1:]), 1)
+        rows = _step(self.size[0], windows // row)
+        g = _step(self.groups, windows // (rows * row))
+        f = _step(self.filters, windows // (rows * row * g))
+        self.channel_step = _step(self.channels, budget // (rows * row * g * f))
+        n = _step(self.batch, min(windows, budget // self.channel_step) // (rows * row * g * f))
         for batch, groups, filters, lines in itertools.product(
             _pieces(self.batch, n), _pieces(self.groups, g), _pieces(self.filters, f), _pieces(self.size[0], rows)
         ):
@@ -126,14 +125,10 @@ class Block(NamedTuple):
     def taps(self, axes: str = "ct", channels: int = 0) -> Iterator[Block]:
         """Every tap and channel of these windows, or only all taps ("t") or all channels ("c"), in scan order."""
         extent = (channels or self.layout.channels) if "c" in axes else 1
-        for part in _pieces(extent, self.layout.channel_step):
-            if "t" not in axes:
-                yield self._replace(channels=part)
-                continue
-            for position in range(self.layout.tap_count):
-                output = self._seeing(position)
-                if all(output):
-                    yield self._replace(channels=part, position=position, output=output)
+        seen = [(position, self._seeing(position)) for position in range(self.layout.tap_count)]
+        taps = [tap for tap in seen if all(tap[1])] if "t" in axes else [(None, self.output)]
+        for part, (position, output) in itertools.product(_pieces(extent, self.layout.channel_step), taps):
+            yield self._replace(channels=part, position=position, output=output)
 
     @property
     def centre(self) -> Block:
@@ -274,6 +269,10 @@ class Block(NamedTuple):
         return torch.arange(self.channels.start, self.channels.stop, device=self.layout.device)
 
 
+def _step(extent: int, budget: int) -> int:
+    return max(min(extent, budget), 1)
+
+
 def _pieces(extent: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, extent)) for start in range(0, extent, step)]
 
@@ -327,10 +326,18 @@ class Product(Sum):
         tap.window(self.value).mul_(self.reduced(self.seen(value, tap), "prod"))
 
 
-class FirstMax(Sum):
-    """The maximum of a tap value and the scan position of the first tap that attains it; NaN wins."""
+class Max(Sum):
+    """The maximum of a tap value; NaN wins."""
 
     IDENTITY = -torch.inf
+
+    def add(self, tap: Block, value: Tensor) -> None:
+        best = tap.window(self.value)
+        torch.maximum(best, self.reduced(self.seen(value, tap), "amax"), out=best)
+
+
+class FirstMax(Max):
+    """The maximum of a tap value and the scan position of the first tap that attains it; NaN wins."""
 
     def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
         super().__init__(windows, over, left, channels)
@@ -338,12 +345,14 @@ class FirstMax(Sum):
 
     def add(self, tap: Block, value: Tensor) -> None:
         best, position = tap.window(self.value), tap.window(self.position)
-        if "c" in self.over:
-            top, channel = self.seen(value, tap).max(3, keepdim=True)
-            here = tap.channels.start + channel
-            here = here * tap.layout.tap_count + tap.position if "t" in self.over else here
-        else:
-            top, here = value, tap.place("t")
+        if "c" not in self.over:  # taps come in scan order, so only a larger value takes the place
+            better = ~(value <= best) & (best == best) | (value == best) & (position > tap.position)
+            torch.maximum(best, value, out=best)
+            position.masked_fill_(better, tap.position)
+            return
+        top, channel = self.seen(value, tap).max(3, keepdim=True)
+        here = tap.channels.start + channel
+        here = here * tap.layout.tap_count + tap.position if "t" in self.over else here
         earlier = here < position
         better = (top > best) | ((top == best) & earlier) | (top.isnan() & (~best.isnan() | earlier))
         best.copy_(torch.where(better, top, best))
@@ -353,8 +362,8 @@ class FirstMax(Sum):
         return self.value, self.position
 
 
-class LogSumExp(Sum):
-    """log(sum(exp(value))), shifted by the running maximum."""
+class Exponentials(Sum):
+    """The maximum of a tap value, made finite, and the sum of exp(value - maximum)."""
 
     def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
         super().__init__(windows, over, left, channels)
@@ -364,12 +373,42 @@ class LogSumExp(Sum):
         total, top = tap.window(self.value), tap.window(self.top)
         value = self.seen(value, tap)
         new = torch.maximum(top, self.reduced(value, "amax"))
-        shift = torch.where(new.isfinite(), new, 0.0)
-        total.copy_(total * torch.exp(top - shift) + self.reduced(torch.exp(value - shift), "sum"))
+        peak = self.finite(new)
+        total.mul_(torch.exp(top - peak)).add_(self.reduced(torch.exp(value - peak), "sum"))
         top.copy_(new)
 
+    def finite(self, top: Tensor) -> Tensor:
+        """What may be subtracted: never -inf or inf."""
+        largest = torch.finfo(top.dtype).max
+        return top.clamp(-largest, largest)
+
     def result(self) -> tuple[Tensor, ...]:
-        return (torch.where(self.top.isfinite(), self.top, 0.0) + torch.log(self.value),)
+        return self.finite(self.top), self.value
+
+
+class Mean(Sum):
+    """The running mean of a tap value (Welford); for a constant it is that constant."""
+
+    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
+        super().__init__(windows, over, left, channels)
+        self.mean = self.full(0.0)
+        self.count = windows.full(0.0, left.replace("c", ""))[..., :1, :1, :1, :1, *[slice(None)] * windows.layout.rank]
+
+    def add(self, tap: Block, value: Tensor) -> None:
+        total, mean, count = tap.window(self.value), tap.window(self.mean), tap.window(self.count)
+        value = self.seen(value, tap)
+        total.add_(self.reduced(value, "sum"))
+        if "c" in self.over:  # from the first channel on, so that a constant stays what it is
+            count.add_(value.shape[3])
+            first = value[:, :, :, :1]
+            mean.add_((first + torch.mean(value - first, 3, keepdim=True) - mean) * (value.shape[3] / count))
+        else:
+            count.add_(1)
+            mean.add_((value - mean) / count)
+
+    def result(self) -> tuple[Tensor, ...]:
+        # Beside an infinite value the running mean is NaN; the sum knows better.
+        return (torch.where(self.mean.isfinite(), self.mean, self.value / self.count.clamp(min=1)),)
 
 
 class Moment(Sum):
@@ -398,8 +437,8 @@ class Moment(Sum):
         return value - first - mean, first + mean
 
 
-class Order(Sum):
-    """The values of two ranks, each with the scan position of the first tap that has it.  Holds every tap value."""
+class Rank(Sum):
+    """The value of a rank, counted from 0 for the smallest; NaN wins.  Holds every tap value of the block."""
 
     IDENTITY = torch.inf
 
@@ -411,21 +450,59 @@ class Order(Sum):
         tap.window(self.value).copy_(value)
         tap.window(self.valid).fill_(True)
 
-    def result(self, rank: Tensor) -> tuple[Tensor, ...]:
+    def taps(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The values in scan order, and which of them count."""
         values, valid = torch.broadcast_tensors(self.value, self.valid)
-        if self.over == "ct":  # in scan order: channels, then taps
+        if self.over == "ct":
             values, valid = (each.movedim(4, 0).flatten(0, 1).unsqueeze(4) for each in (values, valid))
         along = 0 if "t" in self.over else values.dim() - 1 - self.windows.layout.rank
-        ordered = values.sort(along).values
-        broken, empty = (valid & values.isnan()).any(along, keepdim=True), ~valid.any(along, keepdim=True)
-        found: list[Tensor] = []
-        for at in (rank.floor(), rank.ceil()):
-            at = at.long().expand([1 if d == along else n for d, n in enumerate(values.shape)])
-            value = torch.where(broken, torch.nan, ordered.gather(along, at))
-            here = valid & ((values == value) | (values.isnan() & broken))
-            position = torch.where(empty, -1, here.to(torch.uint8).argmax(along, keepdim=True)).to(torch.int32)
-            found += [torch.where(empty, 0.0, value), position]
-        return tuple(each.squeeze(0) if "t" in self.over else each for each in found)
+        if along:
+            return values.split(1, along), valid.split(1, along)
+        return values.unbind(0), valid.unbind(0)
+
+    def result(self, rank: Tensor | float) -> tuple[Tensor, ...]:
+        values, valid = self.taps()
+        rank, ordered = torch.as_tensor(rank, device=values[0].device), list(values)
+        for low, high in _comparators(len(ordered)):
+            a, b = ordered[low], ordered[high]
+            ordered[low], ordered[high] = torch.minimum(a, b), torch.maximum(a, b)
+        found = ordered[0]
+        for k in range(1, len(ordered)):
+            found = torch.where(rank == k, ordered[k], found)
+        some, broken = valid[0], valid[0] & values[0].isnan()
+        for value, counts in zip(values[1:], valid[1:]):
+            some, broken = some | counts, broken | (counts & value.isnan())
+        return (torch.where(broken, torch.nan, torch.where(some, found, 0.0)),)
+
+
+class FirstRank(Rank):
+    """The value of a rank, and the scan position of the first tap that has it; -1 where no tap counts."""
+
+    def result(self, rank: Tensor | float) -> tuple[Tensor, ...]:
+        (found,) = super().result(rank)
+        values, valid = self.taps()
+        position = torch.full(found.shape, -1, dtype=torch.int32, device=found.device)
+        for k in reversed(range(len(values))):
+            here = valid[k] & ((values[k] == found) | (values[k].isnan() & found.isnan()))
+            position.masked_fill_(here, k)
+        return found, position
+
+
+@functools.cache
+def _comparators(n: int) -> list[tuple[int, int]]:
+    """Pairs to be put in order, one after the other, to sort n values (Batcher's odd-even merge sort)."""
+    pairs = []
+    size = 1
+    while size < n:
+        step = size
+        while step:
+            for start in range(step % size, n - step, 2 * step):
+                for low in range(start, min(start + step, n - step)):
+                    if low // (2 * size) == (low + step) // (2 * size):
+                        pairs.append((low, low + step))
+            step //= 2
+        size *= 2
+    return pairs
 
 
 class ImageGradient:
