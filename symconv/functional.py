@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -210,14 +211,10 @@ def collect(
                 + (f", output size {output_size}" if role == "field" else "")
             )
         tensors.append(value)
-    numbers = []
+    given_numbers = []
     for name, declared in zip(signature.numbers, signature.values):
-        number = given.get(name, declared)
-        if not isinstance(number, (int, float)) or isinstance(number, bool):
-            what = "has no value: give" if number is None else f"is {number!r}; give a number,"
-            raise ArgumentTypeError(f"the const {name} {what} {name}=...")
-        numbers.append(float(number))
-    return tensors, tuple(numbers)
+        given_numbers.append(check_number(signature, name, given.get(name, declared)))
+    return tensors, tuple(given_numbers)
 
 
 def operand_shape(axes: str, in_channels: int, geometry: Geometry, bank: int = 0) -> tuple[int, ...]:
@@ -315,6 +312,16 @@ def check_channels(signature: Signature, tensors: Mapping[str, Tensor], geometry
                 f"the formula uses {name}[c, 0] outside a reduction, so each output needs one channel of {name}, not "
                 f"{per_group[name]}: use groups=in_channels or a pooling layer, write {name}[o, 0], or reduce over c"
             )
+
+
+def check_number(signature: Signature, name: str, value: Any) -> float:
+    """The value of a const, refused if it is no number, or no share where a quantile wants one."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        what = "has no value: give" if value is None else f"is a number, not {value!r}: give"
+        raise ArgumentTypeError(f"the const {name} {what} {name}=...")
+    if name in signature.shares and not 0 <= float(value) <= 1:
+        raise ArgumentError(f"the const {name} is the share of a quantile and lies between 0 and 1, not at {value!r}")
+    return float(value)
 
 
 def check_names(signature: Signature, given: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from .language.parser import parse
 from .language.symbols import Access, Operand, b, x
 from .printers.mathematics import latex_lines, pretty
 from .printers.text import print_expression
+from .reductions import Quantile
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +43,7 @@ class Signature(NamedTuple):
         rank: the least number of image axes (3 for a formula with `dz`).
         together: sets of inputs that the formula combines channel by channel; "x" stands for weights too.
         own: the operands that are read at the output's own channel.
+        shares: the consts that are the share of a quantile: between 0 and 1.
         single: the inputs whose centre pixel is used outside reductions: they have one channel per group.
     """
 
@@ -57,6 +59,7 @@ class Signature(NamedTuple):
     rank: int
     together: tuple[tuple[str, ...], ...]
     own: tuple[str, ...]
+    shares: tuple[str, ...]
     single: tuple[str, ...]
 
     @classmethod
@@ -80,6 +83,7 @@ class Signature(NamedTuple):
             max([1] + [["dx", "dy", "dz"].index(o.name) + 1 for o in formula.operands if o.role == "offset"]),
             tuple(sorted(names for names in together if len(names) > 1)),
             tuple(sorted(own)),
+            tuple(sorted({str(node.args[1]) for node in expr.atoms(Quantile) if node.args[1].is_Symbol})),
             _channels(labels_of(expr)),
         )
 

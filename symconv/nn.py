@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
-from .functional import KernelLike, as_kernel, check_groups, operand_shape, run
+from .functional import KernelLike, as_kernel, check_groups, check_number, operand_shape, run
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
 from .kernel import Initializer, Kernel
 from .language.axes import WindowNode
@@ -29,6 +30,8 @@ class Positive(nn.Module):
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """What is learned, for a given value above 0."""
+        if not isinstance(value, Tensor) or not bool((value > 0).all()):
+            raise ArgumentError(f"this parameter is positive: assign a tensor of values above 0, not {value}")
         above = (value - torch.finfo(value.dtype).eps).clamp(min=torch.finfo(value.dtype).tiny)
         return above + torch.log(-torch.expm1(-above))
 
@@ -74,26 +77,21 @@ class Layer(nn.Module):
 
     def _constants(self, options: dict[str, Any]) -> dict[str, float]:
         """The numbers of the `const` operands: from `options`, or as declared."""
-        found = {}
-        for name, declared in zip(self.signature.numbers, self.signature.values):
-            value = options.pop(name, declared)
-            if value is None:
-                raise ArgumentTypeError(f"the const {name} has no value: give {name}=...")
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ArgumentTypeError(f"the const {name} is a number, not {value!r}")
-            found[name] = float(value)
-        return found
+        declared = zip(self.signature.numbers, self.signature.values)
+        return {name: check_number(self.signature, name, options.pop(name, value)) for name, value in declared}
 
-    def _initial(self, options: dict[str, Any]) -> dict[str, float]:
+    def _initial(self, options: dict[str, Any]) -> dict[str, float | Tensor]:
         """The initial values of the `param` operands: from `options`, or as declared."""
-        signature = self.signature
-        declared = {name: init for name, init in zip(signature.tensors, signature.inits) if init is not None}
-        found = {name: float(options.pop(name, init)) for name, init in declared.items()}
-        for name, positive in zip(signature.tensors, signature.positive):
-            if positive and not found[name] > 0:
-                raise ArgumentError(
-                    f"the initial value of {name} must be above 0, as the formula says, not {found[name]}"
-                )
+        found: dict[str, float | Tensor] = {}
+        for name, declared, positive in zip(self.signature.tensors, self.signature.inits, self.signature.positive):
+            if declared is None:
+                continue
+            value = options.pop(name, declared)
+            if not isinstance(value, (numbers.Real, Tensor)) or isinstance(value, bool):
+                raise ArgumentTypeError(f"the initial value of {name} is a number or a tensor, not {value!r}")
+            if positive and not bool((torch.as_tensor(value) > 0).all()):
+                raise ArgumentError(f"the initial value of {name} must be above 0, as the formula says, not {value}")
+            found[name] = value.detach().clone() if isinstance(value, Tensor) else float(value)
         return found
 
     def _register(self, in_channels: int, out_channels: int, groups: int, device: Any, dtype: Any) -> None:
@@ -113,22 +111,29 @@ class Layer(nn.Module):
             if hasattr(self, spelled):
                 raise ArgumentError(f"a layer has an attribute called {spelled!r} already; rename it in the formula")
             shape = operand_shape(axes, in_channels, geometry, bank)
-            fill = self.initial.get(name, 0.0)
-            self.register_parameter(spelled, nn.Parameter(torch.full(shape, fill, device=device, dtype=dtype)))
+            initial = self.initial.get(name)
+            if isinstance(initial, Tensor) and not _broadcasts(initial.shape, shape):
+                raise ArgumentError(
+                    f"the initial value of {name} has shape {list(initial.shape)}, expected {list(shape)}"
+                )
+            self.register_parameter(spelled, nn.Parameter(torch.ones(shape, device=device, dtype=dtype)))
             if positive:
                 parametrize.register_parametrization(self, spelled, Positive())
 
     def _fill_params(self) -> None:
         """Give the parameters their initial values."""
         for name, value in self.initial.items():
+            parameter = getattr(self, name)
+            filled = torch.as_tensor(value, dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
             if parametrize.is_parametrized(self, name):
-                setattr(self, name, torch.full_like(getattr(self, name), value))
+                setattr(self, name, filled)
             else:
-                nn.init.constant_(getattr(self, name), value)
+                with torch.no_grad():
+                    parameter.copy_(filled)
 
     def _warn_of_dead_gradients(self) -> None:
         alive = backend_named("torch").compile(self.kernel).has_gradient
-        for name in self.signature.names("weight"):
+        for name in (*self.signature.names("weight"), *self.signature.names("param")):
             if name not in alive:
                 warnings.warn(
                     f"the gradient of {self.kernel.title!r} for {name} is 0 everywhere, so {name} will not learn; "
@@ -231,8 +236,9 @@ class Conv(Layer):
         for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
             tensor: Any = getattr(self, self.SPELLED.get(name, name), None)
             if role == "weight":
-                for each in tensor if bank else [tensor]:
-                    _initializer(self.init)(each)
+                with torch.no_grad():
+                    for each in tensor if bank else [tensor]:
+                        _initializer(self.init)(each)
             elif role == "bias":
                 fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
                 nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
@@ -301,6 +307,7 @@ class Pool(Layer):
             resolved, kernel_size, stride, padding, dilation, padding_mode, padding_value, backend, options
         )
         self._register(1, 1, 1, device, dtype)
+        self._warn_of_dead_gradients()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -315,6 +322,10 @@ class Pool(Layer):
     def extra_repr(self) -> str:
         """The kernel and the arguments."""
         return f"{self.kernel.title!r}, {self._options_repr(1, 'ignore')}"
+
+
+def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(target)))
 
 
 def _initializer(init: Initializer | None) -> Callable[[Any], Any]:

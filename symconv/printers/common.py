@@ -9,7 +9,7 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 from ..errors import InternalError
-from ..language.symbols import ordered_terms
+from ..language.symbols import Access, ordered_terms
 
 
 def _is_below(factor: sp.Expr) -> bool:
@@ -32,7 +32,7 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
 
     def _print_Mul(self, expr: sp.Mul) -> str:
         coefficient, rest = expr.as_coeff_Mul()
-        factors = sorted(sp.Mul.make_args(rest), key=lambda factor: factor.is_Add)
+        factors = sorted(sp.Mul.make_args(rest), key=lambda factor: (factor.is_Add, isinstance(factor, Access)))
         above = [factor for factor in factors if not _is_below(factor)]
         below = [sp.Pow(factor.base, -factor.exp) for factor in factors if _is_below(factor)]
         if coefficient not in (1, -1) and coefficient.is_Rational:

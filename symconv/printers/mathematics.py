@@ -116,7 +116,11 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
                 return prettyForm({"ct": "N", "t": "T", "c": "C"}[axes])
             args = args[:1]
         symbol = _PRETTY_WINDOW.get(name, name) if self._use_unicode else name
-        form = self._print_seq(args, delimiter=", ")
+        weight = args[-1] if record_of(expr).weighted and len(args) > record_of(expr).arity[0] else None
+        form = self._print_seq(args if weight is None else args[:-1], delimiter=", ")
+        if weight is not None:
+            form = prettyForm(*form.right(", weight="))
+            form = prettyForm(*form.right(self._print(weight)))
         if expr.dims != TAP_AXES:
             form = prettyForm(*form.right(f", dim={axes}"))
         form = prettyForm(*form.parens())
@@ -154,7 +158,7 @@ def _pretty(formula: Formula, name: str | None, unicode: bool) -> str:
     whole = gradients(formula)
     named, derivatives = abbreviated(formula, whole)
     parts = [*formula.lines, ("y", formula.result), *named]
-    parts += [(f"{d}y/{d}{operand.name}", gradient) for operand, gradient in derivatives.items()]
+    parts += [(f"{d}y/{d}{printer.doprint(operand)}", gradient) for operand, gradient in derivatives.items()]
     width = max(len(label) for label, _ in parts)
     blocks = [_equation(printer, label.rjust(width), expr) for label, expr in parts]
     tall = any("\n" in block for block in blocks)
