@@ -232,7 +232,7 @@ def weight(name: str, bank: int | None = None) -> Operand:
     >>> s = sc.weight("s", bank=2)
     >>> print(sc.Kernel(sc.sum(s[0]*sc.x + s[1]*sc.x**2)).text)
     s: weight[2]
-    sum(s[0]*x + x**2*s[1])
+    sum(x*s[0] + x**2*s[1])
     """
     if bank is not None and not (isinstance(bank, int) and 1 <= bank <= MAX_BANK):
         raise FormulaError(f"weight({name!r}, bank={bank}): a bank has 1 to {MAX_BANK} weights")
