@@ -126,7 +126,10 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
         for operand in found:
             slope = differentiate(argument, operand) if operand in argument.free_symbols else 0
             if slope != 0:
-                found[operand][where] = found[operand].get(where, 0) + gradient * slope
+                part = gradient * slope
+                # What arrives may vary along the channels of x, where one channel of the operand is shared by all.
+                along = domain(where.labels | labels_of(part)) if where != WINDOW else where
+                found[operand][along] = found[operand].get(along, 0) + part
     whole = {operand: {d: tidy(chain.whole(e)) for d, e in partial.items()} for operand, partial in found.items()}
     return {operand: {d: e for d, e in partial.items() if e != 0} for operand, partial in whole.items()}
 

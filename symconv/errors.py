@@ -40,7 +40,7 @@ class FormulaError(SymconvError, ValueError):
         return type(self), (self.message, self.text, self.span)
 
     def _excerpt(self) -> str:
-        lines = self.text.splitlines()
+        lines = self.text.split("\n")
         if self.span is None or self.span.line >= len(lines):
             return ""
         line, width = lines[self.span.line], 100

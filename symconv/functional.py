@@ -293,11 +293,12 @@ def check_channels(signature: Signature, tensors: Mapping[str, Tensor], geometry
     for names in signature.together:
         whole = per_group["x"] if "x" in names else max(per_group[name] for name in names)
         for name in names:
-            if per_group[name] not in (1, whole):
+            if per_group[name] != whole and (per_group[name] != 1 or name in signature.unshared):
                 others = " and ".join(f"{each} {counts[each]}" for each in names if each != name)
                 raise ArgumentError(
                     f"{name} has {counts[name]} channels and {others}"
-                    f" with groups={groups}; the formula combines them, so they must be the same, or {name} have 1"
+                    f" with groups={groups}; the formula combines them, so they must be the same"
+                    + (f", or {name} have 1" if name not in signature.unshared else "")
                 )
     for name in signature.own:
         has = counts.get(name, counts["x"])

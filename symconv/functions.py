@@ -61,12 +61,17 @@ class Pointwise(sp.Function):  # type: ignore[misc]
     """A function of our own: real, and with the partial derivatives of its record."""
 
     is_real = True
+    is_number = False  # SymPy must not try to evaluate one: numbers are worked out where they arise, see `numeric`
     partials: Partials
     #: The function in terms of others, where it has no spelling of its own.
     definition: Callable[..., sp.Expr] | None = None
 
     def fdiff(self, argindex: int = 1) -> sp.Expr:
         return type(self).partials(*self.args)[argindex - 1]
+
+    @classmethod
+    def _should_evalf(cls, arg: sp.Basic) -> int:
+        return -1
 
 
 def pointwise(name: str, partials: Partials) -> Any:
@@ -92,9 +97,23 @@ def none(*args: sp.Expr) -> tuple[sp.Expr, ...]:
     return (sp.S.Zero,) * len(args)
 
 
+class where(Pointwise):  # type: ignore[misc]  # noqa: N801 (the name in formulas)
+    """`where(condition, a, b)`: SymPy's Piecewise without its rewriting of conditions."""
+
+    @classmethod
+    def eval(cls, condition: Any, value: sp.Expr, otherwise: sp.Expr) -> sp.Expr | None:
+        if condition in (sp.true, sp.false):
+            return value if condition == sp.true else otherwise
+        return value if value == otherwise else None
+
+    def _eval_derivative(self, symbol: sp.Symbol) -> sp.Expr:
+        condition, value, otherwise = self.args
+        return where(condition, value.diff(symbol), otherwise.diff(symbol))
+
+
 def case(condition: Any, value: Any, otherwise: Any = 0) -> sp.Expr:
     """`value` where `condition` holds, else `otherwise`."""
-    return sp.Piecewise((value, condition), (otherwise, True))
+    return where(sp.sympify(condition), sp.sympify(value), sp.sympify(otherwise))
 
 
 # -- Classes of our own.  Those called as a function of SymPy are its kinked twin. ---------------------------------
@@ -152,6 +171,8 @@ custom_grad = defined("custom_grad", lambda f, *rest: f)
 custom_grad.partials = staticmethod(lambda f, *rest: (sp.S.Zero, *(s for g in rest[1::2] for s in (g, sp.S.Zero))))
 ste = defined("ste", lambda hard, soft: hard)
 ste.partials = staticmethod(lambda hard, soft: (sp.S.Zero, sp.S.One))
+spread = defined("spread", lambda v, *like: v)
+spread.partials = staticmethod(lambda v, *like: (sp.S.One, *(sp.S.Zero for _ in like)))
 detach = defined("detach", lambda z: z)
 detach.partials = staticmethod(none)
 
@@ -275,7 +296,9 @@ _RECORDS = (
     ),
     Function("ste", ste, ste, "", lambda hard, soft: hard.detach() + (soft - soft.detach()), (), arity=(2, 2)),
     Function("detach", detach, detach, "", torch.Tensor.detach, ()),
-    Function("where", case, sp.Piecewise, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
+    #: A value with the axes of others besides its own: what a formula says varies, and SymPy has found to be constant.
+    Function("spread", spread, spread, "", lambda v, *like: v, (), arity=(2, 16)),
+    Function("where", case, where, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
     # Parts of derivatives and of lowered code.  Those with a spelling are functions of the static header.
     Function(
         "share",
@@ -336,12 +359,26 @@ def kinked(expr: sp.Expr) -> sp.Expr:
         if isinstance(node, (sp.Max, sp.Min)):
             pair = maximum if isinstance(node, sp.Max) else minimum
             return functools.reduce(pair, sorted(node.args, key=sp.default_sort_key))
+        if isinstance(node, sp.Piecewise):
+            *cases, (last, condition) = node.args
+            whole = last if condition == sp.true else where(condition, last, sp.nan)
+            for value, condition in reversed(cases):
+                whole = where(condition, value, whole)
+            return whole
         if isinstance(node, sp.Pow):
             return node if node.exp.is_Number or node.is_number else power(*node.args)
         return BY_NATIVE[type(node)].cls(oriented(node.args[0]) if isinstance(node, sp.Abs) else node.args[0])
 
-    natives = (*(cls for cls in BY_NATIVE if cls is not sp.Pow), sp.Pow)
+    natives = (*(cls for cls in BY_NATIVE if cls is not sp.Pow), sp.Piecewise, sp.Pow)
     return expr.replace(lambda node: isinstance(node, natives), twin) if expr.has(*natives) else expr
+
+
+def numeric(node: sp.Basic) -> sp.Basic:
+    """A function of numbers as a number, for functions of our own; anything else as it is."""
+    if not isinstance(node, Pointwise) or not node.args or not all(arg.is_number for arg in node.args):
+        return node
+    arguments = [torch.tensor(float(argument), dtype=torch.float64) for argument in node.args]
+    return sp.Float(float(BY_CLASS[type(node)].reference(*arguments)))
 
 
 def oriented(expr: sp.Expr) -> sp.Expr:

@@ -10,7 +10,7 @@ import sympy as sp
 
 from .derive import gradients, tangent
 from .errors import FormulaError
-from .language.axes import WindowNode, labels_of
+from .language.axes import WindowNode, domain, labels_of
 from .language.formula import Formula, in_order
 from .language.parser import parse
 from .language.symbols import Access, Operand, b, x
@@ -42,6 +42,8 @@ class Signature(NamedTuple):
         values: their declared values, None where the layer must give one.
         rank: the least number of image axes (3 for a formula with `dz`).
         together: sets of inputs that the formula combines channel by channel; "x" stands for weights too.
+        unshared: the inputs with a softmax, say, over their own channels: where they meet others, one channel cannot be
+            shared by all.
         own: the operands that are read at the output's own channel.
         shares: the consts that are the share of a quantile: between 0 and 1.
         single: the inputs whose centre pixel is used outside reductions: they have one channel per group.
@@ -58,6 +60,7 @@ class Signature(NamedTuple):
     values: tuple[float | None, ...]
     rank: int
     together: tuple[tuple[str, ...], ...]
+    unshared: tuple[str, ...]
     own: tuple[str, ...]
     shares: tuple[str, ...]
     single: tuple[str, ...]
@@ -69,6 +72,8 @@ class Signature(NamedTuple):
         expr = formula.expr
         inside = [frozenset().union(*map(labels_of, node.args)) for node in expr.atoms(WindowNode)]
         together = {_channels(labels) for labels in (*inside, labels_of(expr))}
+        across = [node for node in expr.atoms(WindowNode) if "c" in node.dims and not node.reduces]
+        unshared = {name for node in across for name in domain(labels_of(node)).inputs}
         own = {each.base.name for each in expr.free_symbols if isinstance(each, Access) and each.own}
         return cls(
             formula.text,
@@ -82,6 +87,7 @@ class Signature(NamedTuple):
             tuple(operand.init for operand in numbers),
             max([1] + [["dx", "dy", "dz"].index(o.name) + 1 for o in formula.operands if o.role == "offset"]),
             tuple(sorted(names for names in together if len(names) > 1)),
+            tuple(sorted(unshared)),
             tuple(sorted(own)),
             tuple(sorted({str(node.args[1]) for node in expr.atoms(Quantile) if node.args[1].is_Symbol})),
             _channels(labels_of(expr)),

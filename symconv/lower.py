@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 import sympy as sp
 
 from .derive import partials, tidy
-from .functions import BY_CLASS, Pointwise, kinked, power, typed
+from .functions import BY_CLASS, Pointwise, kinked, numeric, power, typed
+from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Operand
@@ -234,8 +235,9 @@ class _Lowering:
             return self.lower(kinked(definition(*expr.args)))
         args = [self.lower(argument) for argument in expr.args]
         if isinstance(expr, WindowNode):
-            return self.lower(kinked(record_of(expr).lower(_Along(self, expr.dims), *args)))
-        return _with_typed_numbers(expr.func(*args))
+            labels = frozenset().union(*map(labels_of, expr.args))
+            return self.lower(kinked(record_of(expr).lower(_Along(self, expr.dims, labels), *args)))
+        return _with_typed_numbers(numeric(expr.func(*args)))
 
     def gradient(self, partial: sp.Expr) -> sp.Expr:
         """`grad` times a partial derivative."""
@@ -280,6 +282,9 @@ class _Lowering:
         results = tuple(results)
         names = (sp.Symbol(name, real=True) for name in self._temporary)
         temporaries, reduced = sp.cse(results, symbols=names, order="canonical") if results else ([], [])
+        numbers = {name: value for name, value in temporaries if value.is_number}  # a number needs no name
+        temporaries = [(name, value.xreplace(numbers)) for name, value in temporaries if name not in numbers]
+        reduced = [expr.xreplace(numbers) for expr in reduced]
         symbols = set().union(*(expr.free_symbols for expr in results))
         return Block(tuple(sorted(symbols, key=self._rank)), tuple(temporaries), tuple(reduced))
 
@@ -292,10 +297,10 @@ class _Lowering:
 
 
 class _Along:
-    """The accumulators of `reductions.Accumulators` along the axes of one node."""
+    """The accumulators of `reductions.Accumulators` along the axes of one node, whose arguments vary along `labels`."""
 
-    def __init__(self, lowering: _Lowering, dims: frozenset[str]) -> None:
-        self.lowering, self.dims = lowering, dims
+    def __init__(self, lowering: _Lowering, dims: frozenset[str], labels: Labels) -> None:
+        self.lowering, self.dims, self.labels = lowering, dims, labels
 
     def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
         return self._yield("sum", [value], like)[0]
@@ -334,7 +339,7 @@ class _Along:
         return "_".join([name, *([] if where.axes == "ct" else where.axes), *where.inputs]), where
 
     def _where(self, values: Iterable[sp.Expr]) -> Domain:
-        return domain(frozenset().union(*map(labels_of, values)), self.dims)
+        return domain(self.labels.union(*map(labels_of, values)), self.dims)
 
     def _yield(
         self, kind: str, values: list[sp.Expr], like: Sequence[sp.Expr] = (), rank: sp.Expr | None = None
@@ -354,11 +359,14 @@ class _Along:
 
 def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
     """`expr` with a number given the dtype of a neighbour where the function would not find it out by itself."""
+    if not expr.free_symbols:
+        return expr
     whole = (symbol for symbol in sorted(expr.free_symbols, key=str) if not getattr(symbol, "position", False))
     like = next(whole, None)
-    if isinstance(expr, sp.Piecewise) and like is not None and all(value.is_number for value, _ in expr.args):
-        (value, condition), *others = expr.args
-        return sp.Piecewise((typed(value, like), condition), *others)
+    if isinstance(expr, choice):
+        condition, value, otherwise = expr.args
+        numbers = like is not None and value.is_number and otherwise.is_number
+        return choice(condition, typed(value, like), otherwise) if numbers else expr
     if isinstance(expr, Pointwise) and len(expr.args) > 1 and not isinstance(expr, (power, typed)):
         return expr.func(*(typed(argument, like) if argument.is_number else argument for argument in expr.args))
     return expr
@@ -380,8 +388,6 @@ def count_operations(expr: sp.Basic) -> Counter[str]:
             counts["mul"] += max(len(above) - 1, 0)
         elif node.is_Pow:
             counts[{-1: "div", sp.Rational(1, 2): "sqrt"}.get(node.exp, "mul" if node.exp == 2 else "pow")] += 1
-        elif isinstance(node, sp.Piecewise):
-            counts["where"] += len(node.args) - 1
         elif isinstance(node, sp.core.relational.Relational):
             counts["compare"] += 1
         elif type(node) in BY_CLASS:

@@ -116,8 +116,8 @@ Softmax, Others, FirstMax, FirstMin, OthersSlope, Chosen = (
 
 def sum_of(value: sp.Expr, dims: frozenset[str], *like: sp.Expr) -> sp.Expr:
     """The sum of `value` over `dims`, over as many taps and channels as `like` has."""
-    whole = domain(frozenset().union(*map(labels_of, like)), dims)
     labels = labels_of(value)
+    whole = domain(labels.union(*map(labels_of, like)), dims)
     if value != 1 and domain(labels) == whole:
         return Sum.over(dims)(value)
     return Total.over(dims)(value, *whole.representatives)
@@ -134,10 +134,10 @@ def _mean_adjoint(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
 
 
 def _over_total(node: Any) -> sp.Expr:
-    """1 over the count, or over the weights' sum (0 where that is 0)."""
+    """1 over the count, or over the weights' sum; 0 where that is 0."""
     *values, weight = node.args if len(node.args) > BY_NODE[node.whole].arity[0] else (*node.args, sp.S.One)
     total = sum_of(weight, node.dims, *values)
-    return 1 / total if weight == 1 else reciprocal(total)
+    return reciprocal(total)
 
 
 def _deviation(node: Any, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
@@ -205,12 +205,9 @@ def _lower_others_slope(acc: Accumulators, e: sp.Expr, v: sp.Expr) -> sp.Expr:
     slope = acc.sum(v / _nonzero(e) * (1 - is_zero(e)))
     at_zeros = acc.sum(v * is_zero(e))
     here = sp.Eq(is_zero(e), 1)
-    return sp.Piecewise(
-        (product / e * (slope - v / e), sp.Eq(zeros, 0)),
-        (product * case(here, slope, at_zeros / _nonzero(e)), sp.Eq(zeros, 1)),
-        (product * case(here, at_zeros - v), sp.Eq(zeros, 2)),
-        (0, True),
-    )
+    two = case(sp.Eq(zeros, 2), product * case(here, at_zeros - v))
+    one = case(sp.Eq(zeros, 1), product * case(here, slope, at_zeros / _nonzero(e)), two)
+    return case(sp.Eq(zeros, 0), product / e * (slope - v / e), one)
 
 
 def _lower_first(acc: Accumulators, e: sp.Expr) -> sp.Expr:
@@ -237,7 +234,7 @@ def _lower_mean(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
 
 def _lower_cov(acc: Accumulators, a: sp.Expr, b: sp.Expr, *weight: sp.Expr) -> sp.Expr:
     moment = acc.moment(a, b, *(weight or [sp.S.One]))
-    return moment * reciprocal(acc.sum(weight[0], a, b)) if weight else moment / acc.count(a, b)
+    return moment * reciprocal(acc.sum(weight[0], a, b) if weight else acc.count(a, b))
 
 
 def _lower_var(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:

@@ -148,12 +148,6 @@ class _Evaluation:
             return self.window(expr)
         if isinstance(expr, sp.Expr) and expr.is_number:
             return self.like.new_tensor(float(expr))
-        if isinstance(expr, sp.Piecewise):
-            *cases, (last, _) = expr.args
-            whole = self.value(last)
-            for value, condition in reversed(cases):
-                whole = torch.where(self.value(condition), self.value(value), whole)
-            return whole
         args = [self.value(argument) for argument in expr.args]
         combine: Any
         for cls, combine in ((sp.Add, torch.add), (sp.Mul, torch.mul), *_LOGIC.items()):

@@ -39,6 +39,10 @@ class WindowNode(sp.Function):  # type: ignore[misc]
         return super().__new__(cls if dim is None else cls.over(axes_named(dim)), *args, **options)
 
     @classmethod
+    def _should_evalf(cls, arg: sp.Basic) -> int:
+        return -1
+
+    @classmethod
     def over(cls, dims: Iterable[str]) -> type[WindowNode]:
         """The same function over the axes `dims`."""
         return _over(cls.whole, frozenset(dims))  # type: ignore[arg-type]

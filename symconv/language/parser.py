@@ -22,7 +22,7 @@ import sympy as sp
 import torch
 
 from ..errors import FormulaError, Span
-from ..functions import FUNCTIONS
+from ..functions import FUNCTIONS, numeric, spread
 from ..reductions import REDUCTIONS, TRANSFORMS, Reduction
 from .axes import domain, labels_of
 from .formula import Formula, in_order, line_symbol
@@ -74,8 +74,12 @@ def parse(text: str) -> Formula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"a formula is a str or a SymPy expression, not {type(text).__name__}")
-    text = textwrap.dedent(text).strip()
-    return _Parser(text).formula(_syntax_tree(text))
+    text = textwrap.dedent(text.replace("\r\n", "\n")).strip()
+    formula = _Parser(text).formula(_syntax_tree(text))
+    while formula.text != text:  # SymPy simplifies some terms only when they are read again
+        text = formula.text
+        formula = _Parser(text).formula(_syntax_tree(text))
+    return formula
 
 
 def check_name(name: str, text: str = "", span: Span | None = None) -> None:
@@ -97,7 +101,7 @@ def _syntax_tree(text: str) -> ast.Module:
     if len(text) > MAX_LENGTH:
         raise FormulaError(f"the formula has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     depth = 0
-    for number, line in enumerate(text.splitlines()):
+    for number, line in enumerate(text.split("\n")):
         code = line.partition("#")[0]
         foreign = re.search(r"[^\x20-\x7e\t]", code)
         if foreign:
@@ -110,7 +114,7 @@ def _syntax_tree(text: str) -> ast.Module:
     try:
         return ast.parse(text)
     except SyntaxError as error:
-        for number, line in enumerate(text.splitlines()):
+        for number, line in enumerate(text.split("\n")):
             word = re.match(r"\s*([a-z]+)\s*[:=]", line)
             if word and keyword.iskeyword(word[1]):
                 message = f"{word[1]} is a keyword of Python; choose another name, such as {word[1]}_"
@@ -197,7 +201,9 @@ class _Parser:
         self.check_level(result)
         self.check_use(module)
         assert isinstance(result.expr, sp.Expr)
-        return Formula(tuple(named), result.expr, in_order(self.used))
+        whole = result.expr.xreplace(self.inlined)
+        left = {operand.operand for operand in whole.free_symbols if isinstance(operand, Operand)}
+        return Formula(tuple(named), result.expr, in_order(left))
 
     def target(self, statement: ast.Assign) -> str:
         target = statement.targets[0]
@@ -215,9 +221,10 @@ class _Parser:
         value = self.value(statement.value)
         if not isinstance(value.expr, sp.Expr):
             raise self.error(statement.value, "a comparison is a condition, not a value; use it inside where(...)")
-        self.lines[name] = dataclasses.replace(self.pruned(value), expr=line_symbol(name))
+        value = self.spread(value)
+        self.lines[name] = dataclasses.replace(value, expr=line_symbol(name))
         self.inlined[line_symbol(name)] = value.expr.xreplace(self.inlined)
-        return name, value.expr
+        return name, value.expr  # type: ignore[return-value]
 
     def declare(self, statement: ast.AnnAssign) -> None:
         target, annotation = statement.target, statement.annotation
@@ -273,10 +280,11 @@ class _Parser:
             raise FormulaError(
                 "the result is a comparison; use it inside where(condition, value, otherwise)", self.text
             )
-        axes = {axis: span for axis, span in self.pruned(result).axes.items() if axis not in result.pixels}
+        varies = labels_of(result.expr.xreplace(self.inlined)) - result.pixels
+        axes = {axis: span for axis, span in result.axes.items() if axis in varies}
         if axes:
             span = min(axes.values())
-            name = self.text.splitlines()[span.line][span.start : span.end]
+            name = self.text.split("\n")[span.line][span.start : span.end]
             left = " and ".join(map(_axis_name, sorted(axes)))
             raise FormulaError(
                 f"the result still varies over {left}, because {name} is not inside a reduction over it; wrap it in "
@@ -385,7 +393,7 @@ class _Parser:
         if exponent.is_number:
             size = abs(float(exponent))  # type: ignore[arg-type]
             if base.is_number:
-                size *= abs(math.log2(abs(float(base)))) / 10 if base != 0 else 0  # type: ignore[arg-type]
+                size *= abs(math.log2(abs(float(base)))) / 10 if float(base) != 0 else 0  # type: ignore[arg-type]
             if size > MAX_EXPONENT:
                 raise self.error(node.right, f"the power is too large; exponents go up to {MAX_EXPONENT}")
 
@@ -429,11 +437,14 @@ class _Parser:
                 raise self.error(node, message)
         elif node.keywords:
             raise self.error(node.keywords[0].value, f"{name}() takes no keyword {node.keywords[0].arg}=")
-        if record.domain and all(value.expr.is_number for value in values):
-            arguments = [torch.tensor(float(value.expr), dtype=torch.float64) for value in values]  # type: ignore[arg-type]
+        if name in ("max", "min"):
+            return self.join(node, record.native or record.build, *values)
+        value = self.join(node, record.build, *values)
+        if record.domain and all(each.expr.is_number for each in values):
+            arguments = [torch.tensor(float(each.expr), dtype=torch.float64) for each in values]  # type: ignore[arg-type]
             if not math.isfinite(record.reference(*arguments)):
                 raise self.error(node, "this has no finite value")
-        return self.join(node, record.build, *values)
+        return dataclasses.replace(value, expr=numeric(value.expr))
 
     def slopes(self, node: ast.Call) -> list[_Value]:
         """The pairs of operand and slope in custom_grad(value, x=slope, w=slope)."""
@@ -492,7 +503,7 @@ class _Parser:
         self.check_arity(node, name, *record.arity)
         dims = self.dims(keywords["dim"]) if "dim" in keywords else TAP_AXES
         arguments = [*node.args, *([keywords["weight"]] if "weight" in keywords else [])]
-        values = [self.pruned(self.number(argument, self.value(argument))) for argument in arguments]
+        values = [self.spread(self.number(argument, self.value(argument))) for argument in arguments]
         if name == "quantile":
             self.check_quantile(node.args[1], values[1])
         if arguments:
@@ -545,10 +556,12 @@ class _Parser:
             allowed = f"{least}" if least == most else f"{least} to {most}"
             raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}")
 
-    def pruned(self, value: _Value) -> _Value:
-        """The value without the axes that SymPy has simplified away: x - x is 0 at every tap."""
-        left = labels_of(value.expr.xreplace(self.inlined))
-        return dataclasses.replace(value, axes={axis: span for axis, span in value.axes.items() if axis in left})
+    def spread(self, value: _Value) -> _Value:
+        """The value with the axes that SymPy has simplified away: x - x is 0, and still there are N of them."""
+        lost = frozenset(value.axes) - labels_of(value.expr.xreplace(self.inlined))
+        if not lost:
+            return value
+        return dataclasses.replace(value, expr=spread(value.expr, *domain(lost).representatives))
 
     # -- Small parts ---------------------------------------------------------------------------------------------
 
@@ -578,7 +591,7 @@ class _Parser:
     def span(self, node: ast.AST) -> Span:
         line, start = node.lineno - 1, node.col_offset  # type: ignore[attr-defined]
         one_line = node.end_lineno == node.lineno  # type: ignore[attr-defined]
-        end = node.end_col_offset if one_line else len(self.text.splitlines()[line])  # type: ignore[attr-defined]
+        end = node.end_col_offset if one_line else len(self.text.split("\n")[line])  # type: ignore[attr-defined]
         return Span(line, start, end)
 
     def source(self, node: ast.AST) -> str:

@@ -182,7 +182,7 @@ def indexed(base: Operand, index: tuple[Any, ...]) -> sp.Expr:
     element, rest = None, index
     if base.bank is not None:
         element, *rest = index  # type: ignore[assignment]
-        if isinstance(element, sp.Symbol):
+        if isinstance(element, sp.Symbol) and not isinstance(element, Operand):
             return Element(base, element, *rest)
         element = _whole(element)
         if element is None or not 0 <= element < base.bank:

@@ -32,7 +32,7 @@ def abbreviated(
     named: list[tuple[str, sp.Expr]] = []
     for symbol, part in parts:
         part = part.xreplace(inlined)
-        if part.count_ops() < WORTH_A_NAME or (part.has(sp.core.relational.Relational) and not part.is_Piecewise):
+        if part.count_ops() < WORTH_A_NAME or not isinstance(part, sp.Expr):
             inlined[symbol] = part
         else:
             inlined[symbol] = next(symbols)

@@ -35,19 +35,24 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
         factors = sorted(sp.Mul.make_args(rest), key=lambda factor: (factor.is_Add, isinstance(factor, Access)))
         above = [factor for factor in factors if not _is_below(factor)]
         below = [sp.Pow(factor.base, -factor.exp) for factor in factors if _is_below(factor)]
+        first = sp.S.One  # what divides first: SymPy would multiply 3*(a + b) out when the text is read again
         if coefficient not in (1, -1) and coefficient.is_Rational:
             numbers_above = [sp.Integer(abs(coefficient.p))] * (abs(coefficient.p) != 1)
-            below = [sp.Integer(coefficient.q)] * (coefficient.q != 1) + below
+            if any(factor.is_Add for factor in below):
+                first = sp.Integer(coefficient.q)
+            else:
+                below = [sp.Integer(coefficient.q)] * (coefficient.q != 1) + below
         else:
             numbers_above = [abs(coefficient)] * (coefficient not in (1, -1))
         # Python reads -(a + b)/c as (-(a + b))/c, and SymPy would multiply that out: brackets keep the product whole.
         if above and all(factor.is_Add for factor in above) and (numbers_above or coefficient.is_negative):
-            whole = self._quotient(above, below)
+            whole = self._quotient(above, below, first)
             return ("-" if coefficient.is_negative else "") + "*".join([*map(self._print, numbers_above), f"({whole})"])
-        return ("-" if coefficient.is_negative else "") + self._quotient([*numbers_above, *above], below)
+        return ("-" if coefficient.is_negative else "") + self._quotient([*numbers_above, *above], below, first)
 
-    def _quotient(self, above: list[sp.Expr], below: list[sp.Expr]) -> str:
+    def _quotient(self, above: list[sp.Expr], below: list[sp.Expr], first: sp.Expr) -> str:
         numerator = "*".join(self.parenthesize(factor, PRECEDENCE["Mul"]) for factor in above) or self._print(sp.S.One)
+        numerator = numerator if first == 1 else f"{numerator}/{self._print(first)}"
         if not below:
             return numerator
         if len(below) == 1:

@@ -12,7 +12,7 @@ from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
 
 from ..derive import gradients
-from ..functions import BY_CLASS, FUNCTIONS, kinked, learned, oriented
+from ..functions import BY_CLASS, FUNCTIONS, kinked, learned, oriented, where
 from ..language.axes import WindowNode
 from ..language.formula import Formula
 from ..language.symbols import TAP_AXES, Access, ordered_terms
@@ -61,6 +61,9 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
     def _print_Function(self, expr: sp.Function, exp: str | None = None) -> str:
         return self._window(expr, exp) if isinstance(expr, WindowNode) else str(super()._print_Function(expr, exp))
 
+    def _print_where(self, expr: where) -> str:
+        return str(self._print(_piecewise(expr)))
+
     def _window(self, expr: WindowNode, exp: str | None) -> str:
         axes = ",".join(sorted(expr.dims))
         name, args = record_of(expr).name, expr.args
@@ -108,6 +111,9 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
     def _print_Function(self, expr: sp.Function, *args: Any, **kwargs: Any) -> prettyForm:
         return self._window(expr) if isinstance(expr, WindowNode) else super()._print_Function(expr, *args, **kwargs)
 
+    def _print_where(self, expr: where) -> prettyForm:
+        return self._print(_piecewise(expr))
+
     def _window(self, expr: WindowNode) -> prettyForm:
         name, args = record_of(expr).name, expr.args
         axes = "".join(sorted(expr.dims))
@@ -128,6 +134,11 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
 
     def _print_Symbol(self, expr: sp.Symbol, bold_name: bool = False) -> prettyForm:
         return prettyForm(expr.name) if isinstance(expr, Access) else super()._print_Symbol(expr, bold_name)
+
+
+def _piecewise(expr: where) -> sp.Piecewise:
+    condition, value, otherwise = expr.args
+    return sp.Piecewise((value, condition), (otherwise, True), evaluate=False)
 
 
 def latex_lines(formula: Formula) -> list[str]:

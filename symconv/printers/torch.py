@@ -27,7 +27,7 @@ class TorchPrinter(SourcePrinter):
         return self.names.get(expr, str(expr.name))
 
     def _print(self, expr: Any, **kwargs: Any) -> str:
-        if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and expr.is_finite:
+        if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and expr not in (sp.oo, -sp.oo):
             return repr(float(expr))
         return str(super()._print(expr, **kwargs))
 
@@ -45,13 +45,6 @@ class TorchPrinter(SourcePrinter):
         if expr.exp.is_Integer:
             return f"1/{atom}" if expr.exp == -1 else f"{atom}**{expr.exp}"
         return f"torch.pow({base}, {float(expr.exp)!r})"
-
-    def _print_Piecewise(self, expr: sp.Piecewise) -> str:
-        *cases, (last, _) = expr.args
-        text = self._print(last)
-        for value, condition in reversed(cases):
-            text = f"torch.where({self._print(condition)}, {self._print(value)}, {text})"
-        return text
 
     def _print_Equality(self, expr: sp.Eq) -> str:
         return self._print_Relational(expr)

@@ -176,7 +176,9 @@ class Block(NamedTuple):
         return self._field(field).unsqueeze(3).to(self.layout.dtype)
 
     def window(self, value: Tensor) -> Tensor:
-        """The block of a value that was accumulated: [n, g, f, c, *pixels]."""
+        """The block of a value that was accumulated: [n, g, f, c, *pixels]; a number is the same everywhere."""
+        if value.dim() == 0:
+            return value
         value = value[self.position] if value.dim() == 5 + self.layout.rank else value
         return value[:, :, :, _pick(value, 3, self.channels), *map(_slice, self.output, self.whole)]
 
@@ -203,17 +205,19 @@ class Block(NamedTuple):
         return numbers[(..., *[None] * self.layout.rank)]
 
     def count(self, axes: str = "ct", channels: int = 0) -> Tensor:
-        """How many taps, channels or both each window has inside the image, at least 1: [1, 1, 1, 1, *pixels]."""
+        """How many taps, channels or both each window has inside the image, [1, 1, 1, 1, *pixels]."""
         extent = (channels or self.layout.channels) if "c" in axes else 1
         count = torch.zeros([1, 1, 1, 1, *map(len, self.whole)], dtype=self.layout.dtype, device=self.layout.device)
         if "t" not in axes:
             return count + extent
         for tap in self.taps("t"):
             count[..., *map(_slice, tap.output, self.whole)] += extent
-        return count.clamp(min=1)
+        return count
 
-    def over(self, value: Tensor, *dims: int) -> Tensor:
+    def over(self, value: Tensor | float, *dims: int) -> Tensor:
         """`value` repeated (as a view) along those of its dimensions of size 1 that are about to be reduced."""
+        if not isinstance(value, Tensor):
+            value = self.layout.number(value)
         value = value[(None,) * (4 + self.layout.rank - value.dim())]
         shape = [*map(_length, (self.batch, self.groups, self.filters, self.channels)), *map(len, self.output)]
         return value.expand([shape[d] if d in dims else -1 for d in range(value.dim())])
@@ -234,7 +238,7 @@ class Block(NamedTuple):
 
     def write(self, values: Tensor, block: Tensor) -> None:
         """Put a block of values in their place in [n, o, *size]."""
-        self._of_windows(values).copy_(block)
+        self._of_windows(values).copy_(torch.as_tensor(block))
 
     def _of_windows(self, values: Tensor) -> Tensor:
         by_group = values.unflatten(1, (self.layout.groups, self.layout.filters))
@@ -304,7 +308,7 @@ class Sum:
 
     def seen(self, value: Tensor, tap: Block) -> Tensor:
         """A tap value with all the channels that are about to be reduced."""
-        return tap.over(value, 3) if "c" in self.over else value
+        return tap.over(value, 3) if "c" in self.over else tap.over(value)
 
     def reduced(self, value: Tensor, reduce: str) -> Tensor:
         """A tap value without its channels, if they are reduced."""
@@ -344,13 +348,13 @@ class FirstMax(Max):
         self.position = self.full(torch.iinfo(torch.int32).max, torch.int32)
 
     def add(self, tap: Block, value: Tensor) -> None:
-        best, position = tap.window(self.value), tap.window(self.position)
+        best, position, value = tap.window(self.value), tap.window(self.position), self.seen(value, tap)
         if "c" not in self.over:  # taps come in scan order, so only a larger value takes the place
             better = ~(value <= best) & (best == best) | (value == best) & (position > tap.position)
             torch.maximum(best, value, out=best)
             position.masked_fill_(better, tap.position)
             return
-        top, channel = self.seen(value, tap).max(3, keepdim=True)
+        top, channel = value.max(3, keepdim=True)
         here = tap.channels.start + channel
         here = here * tap.layout.tap_count + tap.position if "t" in self.over else here
         earlier = here < position
@@ -419,7 +423,7 @@ class Moment(Sum):
         self.weight, self.a, self.b = self.full(0.0), self.full(0.0), self.full(0.0)
 
     def add(self, tap: Block, a: Tensor, b: Tensor, weight: Tensor | int) -> None:
-        weight = self.seen(torch.as_tensor(weight, dtype=self.value.dtype, device=self.value.device), tap)
+        weight = self.seen(weight, tap)
         added = self.reduced(weight, "sum")
         (a, mean_a), (b, mean_b) = (self._centred(self.seen(value, tap), weight, added) for value in (a, b))
         total, old_a, old_b = tap.window(self.weight), tap.window(self.a), tap.window(self.b)
@@ -447,7 +451,7 @@ class Rank(Sum):
         self.valid = windows.full(False, "t" if "t" in self.left else "", dtype=torch.bool)
 
     def add(self, tap: Block, value: Tensor) -> None:
-        tap.window(self.value).copy_(value)
+        tap.window(self.value).copy_(self.seen(value, tap))
         tap.window(self.valid).fill_(True)
 
     def taps(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
