@@ -21,6 +21,8 @@ FORMULAS = [
     "sum(w*x)/(norm(w)*norm(x) + 0.1) + b",
     "p: param[o] = 0.3\nexp(-p*mean((x - w)**2)) + b",
     "sum(x*softmax(x*w)) + b",
+    "sum(max(x + w, dim=t)*std(x*w, dim=t), dim=c) + b",
+    "sum(softmax(sum(x*w[c, 0], dim=c), dim=t)*x[o, t]*w[o, t+1], dim=t) + median(x)*b",
 ]
 
 
@@ -152,7 +154,7 @@ def test_operators_pass_torchs_own_check(backend: str) -> None:
 @pytest.mark.parametrize("formula", FORMULAS)
 def test_everything_stays_on_the_device_of_the_input(formula: str) -> None:
     """On the meta device an operator refuses to mix devices, as on CUDA; only shapes are computed."""
-    tensors = [torch.empty(shape, device="meta", requires_grad=True) for shape in ((2, 2, 6, 6), (4, 2, 3, 3), (4,))]
+    tensors = [torch.empty(shape, device="meta", requires_grad=True) for shape in ((2, 4, 6, 6), (4, 4, 3, 3), (4,))]
     y = sc.conv2d(formula, *tensors, padding=1, padding_mode="ignore", backend="torch")
     grads = torch.autograd.grad(y.square().sum(), tensors, create_graph=True)
     second = torch.autograd.grad(sum(grad.square().sum() for grad in grads), tensors, allow_unused=True)

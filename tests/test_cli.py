@@ -121,6 +121,8 @@ EJECTED = {
     "several": "v: weight\nbeta: const = 2\np: param[o] = 0.5\nq: param\ns: param[t]\n"
     "logsumexp(beta*(x + w*s))*p + q*sum(v*x)",
     "extremum": "max(x + w) - min(x - w)",
+    "nested": "sum(max(x + w, dim=t), dim=c) + median(w*x)",
+    "bank": "s: weight[3]\np: param[o, positive] = 2\nsum(Sum(s[k]*x**(k + 1), (k, 0, 2)))/p + max(w*x[c, 0])",
 }
 
 
@@ -144,6 +146,28 @@ def test_a_standalone_layer_gives_the_same_numbers(tmp_path: Path, name: str, mo
     y = theirs(x.requires_grad_()).sum()
     with pytest.raises(RuntimeError, match="no second derivatives"):
         torch.autograd.grad(y, x, create_graph=True)
+
+
+def test_a_standalone_layer_with_further_inputs(tmp_path: Path) -> None:
+    kernel = sc.Kernel("g: input\nk: field[t]\nq: field[o]\nsum(k*x*exp(-sum((g - g[c, 0])**2, dim=c)))*q")
+    path = tmp_path / "guided.py"
+    path.write_text(standalone(kernel, "Guided"))
+    ours, theirs = sc.Pool2d(kernel, 3, 1, padding=1), imported(path).Guided(3, 1, padding=1)
+    x, g, k, q = (torch.randn(2, channels, 5, 6) for channels in (2, 3, 9, 2))
+    torch.testing.assert_close(theirs(x, g, k, q), ours(x, g=g, k=k, q=q))
+    torch.testing.assert_close(theirs(x[0], g[0], k[0], q[0]), ours(x, g=g, k=k, q=q)[0])
+
+
+def test_zoo() -> None:
+    listed = run("zoo")
+    for name in sc.zoo.OPERATORS:
+        assert name in listed
+        shown = run("zoo", "show", name)
+        assert "computes" in shown
+        assert sc.zoo.OPERATORS[name].formula.splitlines()[-1] in shown
+    with pytest.raises(AttributeError, match="did you mean 'adder'"):
+        _ = sc.zoo.addr
+    assert "adder" in dir(sc.zoo)
 
 
 def test_a_standalone_pool(tmp_path: Path) -> None:

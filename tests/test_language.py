@@ -18,6 +18,7 @@ from symconv.reductions import REDUCTIONS
 
 x, w, b = sc.x, sc.w, sc.b
 beta, gamma, v = sc.const("beta", 5), sc.param("gamma", per=sc.o, init=0.1), sc.weight("v")
+g, s, k = sc.input("g"), sc.weight("s", bank=3), sp.Symbol("k", integer=True)
 
 PAIRS = {
     "sum(w*x) + b": sc.sum(w * x) + b,
@@ -33,6 +34,27 @@ PAIRS = {
     "sum(x*exp(-(dx**2 + dy**2)/2))": sc.sum(x * sp.exp(-(sc.dx**2 + sc.dy**2) / 2)),
     "sum(sigmoid(w*x) + relu(x) + bspline(x, 3))": sc.sum(sc.sigmoid(w * x) + sc.relu(x) + sc.bspline(x, 3)),
     "mean(x) + N": sc.mean(x) + sc.N,
+    "sum(max(x + w, dim=t), dim=c)": sc.sum(sc.max(x + w, dim=sc.t), dim=sc.c),
+    "max(sum(w*x, dim=c), dim=t)": sc.max(sc.sum(w * x, dim="c"), dim=(sc.t,)),
+    "sum(w*(x - 0.7*x[c, 0]))": sc.sum(w * (x - 0.7 * x[sc.c, 0])),
+    "sum(w*x*w[c, t+1]*x[c, t-2]) + x[o, 0]": (sc.sum(w * x * w[sc.c, sc.t + 1] * x[sc.c, sc.t - 2]) + x[sc.o, 0]),
+    "sum(x[c, t] + x[o, t]*w[o, t])": sc.sum(x[sc.c, sc.t] + x[sc.o, sc.t] * w[sc.o, sc.t]),
+    "sum(where((t > 3) & (c == 0), x, o*w))": sc.sum(sc.where((sc.t > 3) & sp.Eq(sc.c, 0), x, sc.o * w)),
+    "var(x) + std(w*x) + cov(x, w) + median(x) + quantile(x, 0.25)": (
+        sc.var(x) + sc.std(w * x) + sc.cov(x, w) + sc.median(x) + sc.quantile(x, 0.25)
+    ),
+    "mean(x, weight=exp(w)) + cov(x, w, dim=(c, t), weight=w**2)": (
+        sc.mean(x, weight=sp.exp(w)) + sc.cov(x, w, weight=w**2)
+    ),
+    "g: input\nk: field[t]\nq: field\nsum(g*k*x)*q": sc.sum(g * sc.field("k", per=sc.t) * x) * sc.field("q"),
+    "s: weight[3]\nsum(Sum(s[k]*x**(k + 1), (k, 0, 2)) + s[1, c, 0])": (
+        sc.sum(sp.Sum(s[k] * x ** (k + 1), (k, 0, 2)) + s[1, sc.c, 0])
+    ),
+    "p: param[o, c, positive] = 2\nsum(p*x)": sc.sum(sc.param("p", per=(sc.o, sc.c), init=2, positive=True) * x),
+    "sum(custom_grad(-abs(x - w), x=clip(w - x, -1, 1), w=x - w))": (
+        sc.sum(sc.custom_grad(-abs(x - w), x=sc.clip(w - x, -1, 1), w=x - w))
+    ),
+    "sum(ste(sign(w), w)*detach(x))": sc.sum(sc.ste(sp.sign(w), w) * sc.detach(x)),
 }
 
 
@@ -203,6 +225,20 @@ def test_sympy_that_is_not_of_the_language_is_refused() -> None:
     for expr in (sc.sum(sp.Symbol("z") * x), sc.sum(sp.gamma(x)), sp.Integral(x, x), sc.sum(sp.Mod(x, 2)), 3):
         with pytest.raises(FormulaError):
             sc.Kernel(expr)
+
+
+def test_kernels_from_the_expressions_of_others() -> None:
+    """Substitution, sums and epilogues: a kernel's expression is a SymPy expression like any other."""
+    adder, dilation = sc.zoo.adder, sc.zoo.dilation
+    assert sc.Kernel(adder.expr.subs(w, 2 * w)) == sc.Kernel("-sum(abs(x - 2*w))")
+    assert sc.Kernel(adder.expr + dilation.expr) == sc.Kernel("-sum(abs(x - w)) + max(x + w)")
+    assert sc.Kernel(sp.tanh(adder.expr) * beta) == sc.Kernel("beta: const = 5\ntanh(-sum(abs(x - w)))*beta")
+    assert sc.Kernel(dilation.expr.subs(x, sp.tan(x))) == sc.Kernel("max(tan(x) + w)")
+    assert sc.Kernel(sc.zoo.ssim.expr.subs(g, w)) == sc.Kernel(
+        sc.zoo.ssim.text.replace("g", "w").replace("w: input\n", "")
+    )
+    with pytest.raises(FormulaError, match="defined twice"):
+        sc.Kernel(sc.sum(x) * sc.const("p", 1) * sc.const("p", 2))
 
 
 def test_names_of_symbols_are_checked() -> None:

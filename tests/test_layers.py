@@ -166,6 +166,66 @@ def test_a_second_input(backend: str) -> None:
         layer(x, g=random(2, 2, 5, 5))
 
 
+def test_fields(backend: str) -> None:
+    """A value per output pixel, filter and tap, against an unfolded input."""
+    x = random(2, 4, 5, 6)
+    seen = F.unfold(x, (3, 2), stride=2).unflatten(1, (2, 1, 2, 6)).unflatten(-1, (2, 3))  # [n, g, f, c, t, *size]
+    fields = {"k": random(2, 6, 2, 3), "q": random(2, 6, 2, 3), "r": random(2, 6, 6, 2, 3), "u": random(2, 2, 3)}
+    y = sc.conv2d(
+        "k: field[t]\nq: field[o]\nr: field[o, t]\nu: field\nsum(x*k*r)*q + u",
+        x, stride=2, groups=2, kernel_size=(3, 2), out_channels=6, backend=backend, **fields,
+    )  # fmt: skip
+    k, r = fields["k"][:, None, None, None], fields["r"].unflatten(1, (2, 3))[:, :, :, None]
+    expected = (seen * k * r).sum((3, 4)).flatten(1, 2) * fields["q"] + fields["u"][:, None]
+    torch.testing.assert_close(y, expected)
+    layer = sc.Pool2d("k: field[t]\nsum(k*x)", 2, backend=backend)
+    k = random(4, 3, 3)
+    torch.testing.assert_close(layer(x[0, :, :4], k=k[:, :2]), layer(x[:1, :, :4], k=k[None, :, :2])[0])
+    with pytest.raises(ValueError, match=r"k has shape \[4, 3, 3\], expected \[2, 4, 2, 3\]"):
+        layer(x, k=k)
+
+
+def test_inputs_with_channels_of_their_own(backend: str) -> None:
+    x, guide = random(2, 4, 5, 5), random(2, 3, 5, 5)
+    text = "g: input\nsum(x*exp(-sum((g - g[c, 0])**2, dim=c)))"
+    y = sc.pool2d(text, x, 3, 1, g=guide, backend=backend)
+    seen = F.unfold(guide, 3).unflatten(1, (3, 9))
+    weight = torch.exp(-(seen - seen[:, :, 4:5]).square().sum(1))
+    expected = (F.unfold(x, 3).unflatten(1, (4, 9)) * weight[:, None]).sum(2).unflatten(2, (3, 3))
+    torch.testing.assert_close(y, expected)
+    with pytest.raises(ValueError, match="there must be as many channels as outputs"):
+        sc.conv2d("sum(w*x[o, t])", x, random(2, 4, 3, 3), backend=backend)
+    with pytest.raises(ValueError, match="each output needs one channel of x"):
+        sc.conv2d("x[c, 0] - mean(x)", x, kernel_size=3, out_channels=4, backend=backend)
+    with pytest.raises(ValueError, match=r"so they must be the same$"):
+        sc.conv2d(
+            "g: input\nsum(x*softmax(g, dim=c))", x, kernel_size=3, out_channels=4, g=guide[:, :1], backend=backend
+        )
+
+
+def test_parameters_with_bounds_and_initial_tensors(backend: str) -> None:
+    start = torch.linspace(0.5, 2, 6)
+    layer = sc.Conv2d("p: param[o, positive] = 3\nsum(w*x)/p", 2, 6, 3, backend=backend, p=start)
+    torch.testing.assert_close(layer.p, start)
+    layer.reset_parameters()
+    torch.testing.assert_close(layer.p, start)
+    layer.load_state_dict(sc.Conv2d("p: param[o, positive] = 3\nsum(w*x)/p", 2, 6, 3).state_dict())
+    torch.testing.assert_close(layer.p, torch.full((6,), 3.0))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e8)
+    layer(torch.randn(1, 2, 4, 4)).sum().backward()
+    optimizer.step()
+    assert (layer.p > 0).all()
+    for wrong in (0.0, -1.0, torch.zeros(6)):
+        with pytest.raises(ValueError, match="above 0"):
+            sc.Conv2d("p: param[o, positive] = 3\nsum(w*x)/p", 2, 6, 3, p=wrong)
+    with pytest.raises(ValueError, match="expected"):
+        sc.Conv2d("p: param[o]\nsum(w*x)/p", 2, 6, 3, p=torch.ones(5))
+    with pytest.raises(ValueError, match="above 0"):
+        layer.p = -torch.ones(6)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        sc.Pool2d("q: const = 0.5\nquantile(x, q)", 2, q=1.5)
+
+
 def test_consts_and_params_of_functions(backend: str) -> None:
     x, w = random(1, 2, 4, 4), random(3, 2, 2, 2)
     text = "beta: const = 2\np: param[o] = 0.5\nlogsumexp(beta*(x + w))/beta*p"

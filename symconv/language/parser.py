@@ -14,6 +14,7 @@ import keyword
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -112,7 +113,9 @@ def _syntax_tree(text: str) -> ast.Module:
             if depth > MAX_DEPTH:
                 raise FormulaError(f"more than {MAX_DEPTH} nested brackets", text, Span(number, column, column + 1))
     try:
-        return ast.parse(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of 1if: it is refused below
+            return ast.parse(text)
     except SyntaxError as error:
         for number, line in enumerate(text.split("\n")):
             word = re.match(r"\s*([a-z]+)\s*[:=]", line)
