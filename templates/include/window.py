@@ -90,7 +90,9 @@ class Layout:
     def blocks(self, held: int = 1) -> Iterator[Block]:
         """All windows in blocks, for passes that hold `held` values per window."""
         budget = self.BLOCK.get(self.device.type, self.BLOCK_ELSEWHERE)
-        windows, row = max(budget // max(held, 1), 1), max(math.prod(self.size[1:]), 1)
+        # Values held are fewer at a time than they are: a larger block of them spares more calls than it costs.
+        windows = budget if held <= 1 else max(4 * budget // held, 1)
+        row = max(math.prod(self.size[1:]), 1)
         rows = _step(self.size[0], windows // row)
         g = _step(self.groups, windows // (rows * row))
         f = _step(self.filters, windows // (rows * row * g))
