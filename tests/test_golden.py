@@ -14,7 +14,7 @@ import pytest
 import symconv as sc
 from symconv.backends.torch import SOURCE, generate
 from symconv.eject import standalone
-from symconv.language.parser import check_name
+from symconv.language.names import check_name
 from symconv.render import _statement, render, static_header, template_directory
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -324,7 +324,7 @@ def _axes(name: str, role: str, per: Any) -> tuple[str, ...]:
 def _declared(
     name: str, role: str, axes: tuple[str, ...] | None = None, init: float | None = None, **options: Any
 ) -> Operand:
-    from .parser import check_name  # the parser owns the rule for names, and imports this module
+    from .names import check_name  # which knows the names of functions, and so imports this module
 
     check_name(name)
     return Operand(name, role, axes, init, **options)

@@ -1,0 +1,45 @@
+"""Names: which mean something already, and which a declaration may take."""
+
+from __future__ import annotations
+
+import keyword
+import re
+
+import sympy as sp
+
+from ..errors import FormulaError, Span
+from ..functions import FUNCTIONS
+from ..reductions import REDUCTIONS, TRANSFORMS
+from .symbols import AXES, BUILTIN
+
+CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "inf": sp.oo}
+WINDOW_FUNCTIONS = REDUCTIONS | TRANSFORMS
+#: Names that a declaration may not take: they mean something already, here, in PyTorch or in generated code.
+RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES, "Sum", "y")) | frozenset(
+    """
+    bias weight input param const field kernel init device dtype backend in_channels out_channels
+    kernel_size stride padding dilation groups padding_mode padding_value
+    grad grad_output layout windows tap kept given needs gradients place value names name like output shape
+    forward backward combine torch math functools itertools max map zip tuple
+    Layout Block Tensor Product Max FirstMax Exponentials Mean Moment Rank FirstRank
+    ImageGradient BankGradient FieldGradient
+    Iterator Sequence NamedTuple ClassVar
+    """.split()
+)
+#: Names that generated code numbers.
+GENERATED = re.compile(
+    r"(sum|product|(arg)?(max|rank)|peak|exponentials|moment|mean|value)_\d+|(count|position)(_.*)?"
+    r"|(running|grad|forward|backward|gradient)_.*"
+)
+
+
+def check_name(name: str, text: str = "", span: Span | None = None) -> None:
+    """Refuse a name that cannot be declared."""
+    if not (name.isascii() and name.isidentifier()) or keyword.iskeyword(name) or name.startswith("_"):
+        raise FormulaError(
+            f"{name!r} is not a usable name; start with a letter, then letters, digits and _", text, span
+        )
+    if name in RESERVED or GENERATED.fullmatch(name):
+        raise FormulaError(
+            f"the name {name!r} is taken, by the language or by generated code; choose another one", text, span
+        )
