@@ -399,6 +399,8 @@ def readable(expr: sp.Expr) -> sp.Expr:
         share: lambda a, b: sp.Heaviside(a - b, half),
         positive: lambda z: sp.Heaviside(z, 0),
         reciprocal: lambda r: 1 / r,
+        shift: lambda r: r,
+        less: lambda a, b: a - b,
         power_slope: lambda a, p: p * a ** (p - 1),
         power_log: lambda a, p: a**p * sp.log(a),
     }

@@ -19,9 +19,17 @@ from .build.key import content_key, generator_fields
 from .geometry import Geometry
 from .kernel import Kernel, kernel_of
 
-#: Of the code that generates kernels.  It is an argument of the operators: PyTorch keeps compiled graphs on disk,
-#: and a graph of another version may hold other values for the backward pass.
-VERSION = content_key(generator_fields())[:12]
+
+def version() -> str:
+    """Of the code that generates kernels.
+
+    It is an argument of the operators: PyTorch keeps compiled graphs on disk, and a graph of another version may hold
+    other values for the backward pass.
+    """
+    return content_key(generator_fields())[:12]
+
+
+version._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Call(NamedTuple):
@@ -52,7 +60,7 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """
     if torch.compiler.is_compiling():
         output: Tensor = torch.ops.symconv.convolve(
-            call.formula, call.backend, VERSION, list(call.numbers), call.geometry.numbers(), list(tensors)
+            call.formula, call.backend, version(), list(call.numbers), call.geometry.numbers(), list(tensors)
         )[0]
         return output
     result: Tensor = _apply(Convolve, call, [], *tensors)

@@ -11,7 +11,7 @@ from oracles import random
 from torch import nn
 
 import symconv as sc
-from symconv.ops import VERSION
+from symconv.ops import version
 
 FORMULAS = [
     "sum(w*x) + b",
@@ -146,7 +146,7 @@ def test_operators_pass_torchs_own_check(backend: str) -> None:
     geometry = sc.geometry.Geometry((2, 2), 2, (1, 1), ((0, 1), (1, 0)), (1, 1), 1)
     for formula in ("max(x + w)", "sum(w*x)", "logsumexp(w*x)"):
         torch.library.opcheck(
-            torch.ops.symconv.convolve.default, (formula, backend, VERSION, [], geometry.numbers(), [x, w]),
+            torch.ops.symconv.convolve.default, (formula, backend, version(), [], geometry.numbers(), [x, w]),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic"),
         )  # fmt: skip
 
