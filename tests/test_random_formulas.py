@@ -414,16 +414,13 @@ def check_case(case: Case, backend: str) -> None:
         compare(case, given, found, backend)
     except sc.FormulaError as error:
         assume("never uses the input x" not in error.message)  # it cancels
+        assume("no finite value" not in error.message)  # log(0.5 - 2)
         raise
 
 
 def compare(case: Case, given: dict[str, Any], found: dict[str, Any], backend: str) -> None:
     """Values and gradients of symconv equal those `found`."""
-    try:
-        kernel = sc.Kernel(case.formula.text)
-    except sc.FormulaError as error:
-        assume("no finite value" not in error.message)  # log(0.5 - 2)
-        raise
+    kernel = sc.Kernel(case.formula.text)
     assert sc.Kernel(kernel.text) == kernel
     output = layer(kernel, case, given, backend)
     tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
@@ -689,6 +686,7 @@ SURPRISES = [
     "s: weight[3]\nsum(s[c, 0])",
     "s: weight[8]\nsum(Sum(s[o]*sin(k*x), (k, 1, 7)))",
     "s: weight[3]\nsum(s[x]*x)",
+    "sum(x[c, t<=+1])",
     "sum(x*1e-400**2)",
     "sum(x) + 0.0**-1",
     "beta: const = detach(5)\nsum(beta*x)",

@@ -120,8 +120,9 @@ class Domain(NamedTuple):
     @property
     def representatives(self) -> tuple[Operand, ...]:
         """Operands that together vary along just these axes."""
-        inputs = tuple(Operand(name, "input") for name in self.inputs) or (x,)
-        return {"ct": inputs, "c": tuple(each[c, 0] for each in inputs), "t": (dx,), "": ()}[self.axes]
+        inputs = tuple(Operand(name, "input") for name in self.inputs)
+        channels = tuple(each[c, 0] for each in inputs) or (c,)
+        return {"ct": inputs or (x,), "c": channels, "t": (dx,), "": ()}[self.axes]
 
 
 WINDOW = Domain("")

@@ -118,8 +118,9 @@ class _Parser(Expressions):
         self.check_level(result)
         self.check_use(module)
         assert isinstance(result.expr, sp.Expr)
-        whole = result.expr.xreplace(self.inlined)
-        left = {operand.operand for operand in whole.free_symbols if isinstance(operand, Operand)}
+        # What SymPy has cancelled is no operand: x + p - p has no p.
+        symbols = result.expr.free_symbols.union(*(expr.free_symbols for _, expr in named))
+        left = {symbol.operand for symbol in symbols if isinstance(symbol, Operand)}
         return Formula(tuple(named), result.expr, in_order(left))
 
     def target(self, statement: ast.Assign) -> str:

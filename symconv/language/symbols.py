@@ -188,7 +188,7 @@ def indexed(base: Operand, index: tuple[Any, ...]) -> sp.Expr:
         if element is None or not 0 <= element < base.bank:
             raise FormulaError(f"{shown}: {base.name} has {base.bank} weights, {base.name}[0] to [{base.bank - 1}]")
     channel, tap = (c, t) if not rest else rest if len(rest) == 2 else (None, None)
-    tap = sp.sympify(tap) if isinstance(tap, (int, sp.Basic)) else sp.nan
+    tap = sp.sympify(tap) if isinstance(tap, (int, sp.Expr)) else sp.nan
     shift = _whole(tap - t)
     if channel not in (c, o) or not (tap == 0 or shift is not None):
         raise FormulaError(

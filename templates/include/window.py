@@ -580,8 +580,8 @@ def is_zero(z: Tensor) -> Tensor:
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
-    """1 where two positions are the same, else 0."""
-    return (a == b).to(torch.float32)
+    """1 where two positions are the same, else 0: whole numbers, so that what they meet keeps its own dtype."""
+    return (a == b).to(torch.int8)
 
 
 def reciprocal(r: Tensor) -> Tensor:
