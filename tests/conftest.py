@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # The workers share the cores: many small operators on several threads each would wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 # Before symconv is imported anywhere: generated code of the tests stays out of the user's cache.
 os.environ.setdefault("SYMCONV_CACHE_DIR", tempfile.mkdtemp(prefix="symconv-tests-"))
+
+# In CI the same examples every time: a change is red for what it did.  Elsewhere new ones, which is how bugs are found.
+settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 #: Every backend that the numeric suite runs; a new one joins by its name.
 BACKENDS = ("torch",)
