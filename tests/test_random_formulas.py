@@ -474,6 +474,8 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("e1 = softmax(c - c, dim=c)\nmax(e1) + sum(x)", {}),
     # Gradients are of the precision of the values.
     ("max((x + x + w)*cos(dx))", {}),
+    ("sin(ste(sign(2), sum(x)))", {}),
+    ("p: param\n3*cos(custom_grad(3, p=sum(x)))", {}),
     ("median((x + x + w)*cos(dx)) + quantile((x + x + w)*cos(dx), 0.3)", {}),
     # Parsing the text gives the formula again.
     ("sum(w/3/(x**2 + 1))", {}),

@@ -24,8 +24,8 @@ from .formula import Formula, in_order, line_symbol
 from .names import check_name
 from .symbols import BUILTIN, MAX_BANK, Operand
 
-#: The longest text of a formula.
-MAX_LENGTH = 10_000
+#: The longest text of a formula, and how often its own text is read again until it stays the same.
+MAX_LENGTH, MAX_READINGS = 10_000, 8
 
 #: The kinds of declaration, each with the axes that its brackets may name, and other words.
 DECLARED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -53,7 +53,9 @@ def parse(text: str) -> Formula:
         raise FormulaError(f"a formula is a str or a SymPy expression, not {type(text).__name__}")
     text = textwrap.dedent(text.replace("\r\n", "\n")).strip()
     formula = _Parser(text).formula(_syntax_tree(text))
-    while formula.text != text:  # SymPy simplifies some terms only when they are read again
+    for _ in range(MAX_READINGS):  # SymPy simplifies some terms only when they are read again
+        if formula.text == text:
+            break
         text = formula.text
         formula = _Parser(text).formula(_syntax_tree(text))
     return formula

@@ -238,9 +238,9 @@ class Block(NamedTuple):
         block = self._of_windows(values)
         return block.to(self.layout.dtype) if block.is_floating_point() else block
 
-    def write(self, values: Tensor, block: Tensor) -> None:
+    def write(self, values: Tensor, block: Tensor | float) -> None:
         """Put a block of values in their place in [n, o, *size]."""
-        self._of_windows(values).copy_(torch.as_tensor(block))
+        self._of_windows(values).copy_(block if isinstance(block, Tensor) else self.layout.number(block))
 
     def _of_windows(self, values: Tensor) -> Tensor:
         by_group = values.unflatten(1, (self.layout.groups, self.layout.filters))
