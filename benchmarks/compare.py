@@ -9,15 +9,15 @@ exactly: the bytes of every storage that an operator returns, from its making to
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
-import time
 from collections.abc import Callable
 
 import rich.box
 import torch
 import torch.nn.functional as F
-from memory import PeakBytes
+from memory import measure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -108,19 +108,6 @@ def step(layer: Layer, x: Tensor, w: Tensor) -> None:
     torch.autograd.grad(y, (x, w), torch.ones_like(y))
 
 
-def measure(layer: Layer, x: Tensor, w: Tensor, seconds: float) -> tuple[float, float]:
-    """The median time of a forward and backward pass in s, and the peak memory beyond the inputs in bytes."""
-    step(layer, x, w)
-    with PeakBytes() as counter:
-        step(layer, x, w)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 50):
-        start = time.perf_counter()
-        step(layer, x, w)
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2], counter.peak
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the numbers there")
@@ -140,7 +127,7 @@ def main() -> None:
     for formula, ways in ROWS.items():
         base: tuple[float, float] | None = None
         for way, layer in ways.items():
-            seconds, peak = measure(layer, x, w, options.seconds)
+            seconds, peak = measure(functools.partial(step, layer, x, w), options.seconds)
             base = base or (seconds, peak)
             results.append({"formula": formula, "way": way, "seconds": seconds, "peak_bytes": peak})
             table.add_row(

@@ -1,8 +1,10 @@
-"""An exact count of the memory that PyTorch's operators take."""
+"""Time, and an exact count of the memory that PyTorch's operators take."""
 
 from __future__ import annotations
 
+import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -34,3 +36,16 @@ class PeakBytes(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.live -= size
+
+
+def measure(step: Callable[[], object], seconds: float) -> tuple[float, int]:
+    """The median time of a step in s, and the peak memory that it takes in bytes; it is warm after a first one."""
+    step()
+    with PeakBytes() as counter:
+        step()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 50):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2], counter.peak

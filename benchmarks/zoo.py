@@ -9,15 +9,15 @@ on the same tensors; outputs and gradients are compared before anything is measu
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
 import rich.box
 import torch
 import torch.nn.functional as F
-from memory import PeakBytes
+from memory import measure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -106,18 +106,6 @@ def step(layer: Callable[..., Tensor], x: Tensor, given: dict[str, Tensor]) -> l
     return [y.detach(), *torch.autograd.grad(y, (x, *given.values()), torch.ones_like(y))]
 
 
-def measure(layer: Callable[..., Tensor], x: Tensor, given: dict[str, Tensor], seconds: float) -> tuple[float, int]:
-    """The median time of a forward and backward pass in s, and the peak memory beyond the inputs in bytes."""
-    with PeakBytes() as counter:
-        step(layer, x, given)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 30):
-        start = time.perf_counter()
-        step(layer, x, given)
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2], counter.peak
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the numbers there")
@@ -137,8 +125,8 @@ def main() -> None:
         for ours, theirs in zip(step(generated(name), x, given), step(unfolded, x, given)):
             error = (ours.reshape(theirs.shape) - theirs).norm() / theirs.norm()
             assert error < 1e-2, f"{name}: {float(error)}"  # float32, and ties of a maximum fall to different taps
-        seconds, peak = measure(generated(name), x, given, options.seconds)
-        their_seconds, their_peak = measure(unfolded, x, given, options.seconds)
+        seconds, peak = measure(functools.partial(step, generated(name), x, given), options.seconds)
+        their_seconds, their_peak = measure(functools.partial(step, unfolded, x, given), options.seconds)
         results.append({"kernel": name, "seconds": seconds, "peak_bytes": peak})
         results[-1] |= {"unfolded_seconds": their_seconds, "unfolded_peak_bytes": their_peak}
         times = (1e3 * seconds, peak / 2**20, 1e3 * their_seconds, their_peak / 2**20)

@@ -75,7 +75,6 @@ class Reduction:
         lower: `lower(accumulators, *arguments)` gives the value, in terms of accumulators.
         reference: the same in PyTorch: arguments `[..., taps]` and, last, a mask of the taps that count, to the
             reduced (or, for a transform, equally shaped) tensor.  None for nodes that only gradients contain.
-        reduces: whether the result lacks the axes reduced (else it is a tap value).
         zeros_matter: whether a zero from the padding changes the result where people do not expect it.
         arity: how many arguments a formula may give, without `weight`, at least and at most.
         weighted: whether it takes `weight=`, which is then its last argument.
@@ -86,10 +85,14 @@ class Reduction:
     adjoint: Adjoint
     lower: Lowering
     reference: Callable[..., torch.Tensor] | None
-    reduces: bool = True
     zeros_matter: bool = False
     arity: tuple[int, int] = (1, 1)
     weighted: bool = False
+
+    @property
+    def reduces(self) -> bool:
+        """Whether the result lacks the axes reduced (else it is a tap value)."""
+        return self.cls.reduces
 
 
 def _node(name: str, reduces: bool = True) -> type[WindowNode]:
@@ -394,7 +397,6 @@ TRANSFORMS: dict[str, Reduction] = {
             _softmax_adjoint,
             _lower_softmax,
             _reference_softmax,
-            reduces=False,
         ),
         Reduction(
             "others",
@@ -402,12 +404,11 @@ TRANSFORMS: dict[str, Reduction] = {
             lambda node, up: (node.twin(OthersSlope, node.args[0], up),),
             _lower_others,
             None,
-            reduces=False,
         ),
-        Reduction("others_slope", OthersSlope, _refuse, _lower_others_slope, None, reduces=False, arity=(2, 2)),
-        Reduction("first_max", FirstMax, _flat, _lower_first, None, reduces=False),
-        Reduction("first_min", FirstMin, _flat, lambda acc, e: _lower_first(acc, -e), None, reduces=False),
-        Reduction("chosen", Chosen, _flat, _lower_chosen, None, reduces=False, arity=(1, 2)),
+        Reduction("others_slope", OthersSlope, _refuse, _lower_others_slope, None, arity=(2, 2)),
+        Reduction("first_max", FirstMax, _flat, _lower_first, None),
+        Reduction("first_min", FirstMin, _flat, lambda acc, e: _lower_first(acc, -e), None),
+        Reduction("chosen", Chosen, _flat, _lower_chosen, None, arity=(1, 2)),
         Reduction(
             "total",
             Total,
