@@ -88,7 +88,7 @@ def show(formula: str, backend: str, code: bool, latex: bool) -> None:
     if latex:
         click.echo(kernel.latex())
         return
-    from .backends.torch_source import operations
+    from .backends.description import operations
     from .lower import lower
 
     console = Console(highlight=False, soft_wrap=True)

@@ -161,8 +161,10 @@ def run(
     check_padding_mode(padding_mode)
     stride, dilation = per_axis(stride, rank, "stride", 1), per_axis(dilation, rank, "dilation", 1)
     pairs = padding_pairs(padding, kernel_size, stride, dilation)
-    ignored = pairs if padding_mode == "ignore" else ((0, 0),) * rank
-    geometry = Geometry(kernel_size, out_channels, stride, ignored, dilation, groups)
+    ignore = padding_mode == "ignore"
+    zeros = padding_mode == "zeros" or (padding_mode == "constant" and padding_value == 0)
+    kept = pairs if ignore or zeros else ((0, 0),) * rank  # what the kernel pads itself, without a copy of the image
+    geometry = Geometry(kernel_size, out_channels, stride, kept, dilation, groups, ignore)
     in_channels = x.shape[-rank - 1]
     check_groups(in_channels, out_channels, groups)
     check_windows_fit(x.shape[-rank:], pairs, geometry._replace(padding=((0, 0),) * rank), padding_mode)
@@ -175,7 +177,7 @@ def run(
     for index, role in enumerate(signature.roles):
         if role in ("input", "field"):
             image = tensors[index] if batched else tensors[index].unsqueeze(0)
-            padded = role == "input" and padding_mode != "ignore"
+            padded = role == "input" and kept != pairs
             tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image
     output = convolve(Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers), tensors)
     return output if batched else output.squeeze(0)
@@ -236,13 +238,11 @@ def field_shape(axes: str, geometry: Geometry) -> tuple[int, ...]:
 
 
 def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: float) -> Tensor:
-    """The image `[N, C, *size]` with padding of a mode other than "ignore"; itself where there is none."""
+    """The image `[N, C, *size]` with padding of a mode that the kernel cannot do itself; itself where there is none."""
     flat = [side for pair in reversed(pairs) for side in pair]
     if not any(flat):
         return x
-    if mode in ("zeros", "constant"):
-        return F.pad(x, flat, "constant", value if mode == "constant" else 0.0)
-    return F.pad(x, flat, mode)
+    return F.pad(x, flat, "constant", value) if mode == "constant" else F.pad(x, flat, mode)
 
 
 # -- Checks --------------------------------------------------------------------------------------------------------

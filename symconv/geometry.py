@@ -16,8 +16,8 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "constant", "ignor
 class Geometry(NamedTuple):
     """The windows of one call, per axis of the image.
 
-    `padding` are the rows before the image and after it whose taps leave the window; other padding is already part of
-    the image.
+    `padding` are rows before the image and after it.  A tap there leaves the window where `ignore` says so, and reads 0
+    otherwise; padding with anything else is already part of the image.
     """
 
     kernel_size: tuple[int, ...]
@@ -26,6 +26,7 @@ class Geometry(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     groups: int
+    ignore: bool = True
 
     def output_size(self, image_size: Sequence[int]) -> tuple[int, ...]:
         """The number of windows along each axis, as `torch.nn.Conv2d` counts them."""
@@ -35,12 +36,12 @@ class Geometry(NamedTuple):
     def numbers(self) -> list[int]:
         """The geometry as a flat list, for an operator's signature."""
         flat = [*self.kernel_size, *self.stride, *(side for pair in self.padding for side in pair), *self.dilation]
-        return [self.out_channels, self.groups, *flat]
+        return [self.out_channels, self.groups, int(self.ignore), *flat]
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[int]) -> Geometry:
         """The inverse of `numbers`."""
-        out_channels, groups, *flat = numbers
+        out_channels, groups, ignore, *flat = numbers
         rank = len(flat) // 5
         kernel_size, stride, before_after, dilation = (
             tuple(flat[:rank]),
@@ -49,7 +50,7 @@ class Geometry(NamedTuple):
             tuple(flat[4 * rank :]),
         )
         padding = tuple(zip(before_after[::2], before_after[1::2]))
-        return cls(kernel_size, out_channels, stride, padding, dilation, groups)
+        return cls(kernel_size, out_channels, stride, padding, dilation, groups, bool(ignore))
 
 
 def per_axis(value: IntOrInts, rank: int, name: str, least: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from ..build.cache import Cache
 from ..build.key import content_key, generator_fields
@@ -93,6 +94,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
     facts = {
         "kept": ["position" if symbol.position else "value" for symbol in schedule.kept],
         "has_gradient": sorted(schedule.has_gradient),
+        "inputs": [role == "input" for role in kernel.signature.roles],
     }
     return {SOURCE: torch_source(kernel, schedule), FACTS: json.dumps(facts)}
 
@@ -105,14 +107,14 @@ class TorchKernel:
         self.source = source
         self.kept = tuple(told["kept"])
         self.has_gradient = frozenset(told["has_gradient"])
+        self.inputs = tuple(told["inputs"])
         self._module = load(source)
 
     def forward(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        result: tuple[torch.Tensor, tuple[torch.Tensor, ...]] = self._module["forward"](
-            *tensors, *numbers, **geometry._asdict()
-        )
+        tensors, options = self._padded(tensors, geometry)
+        result: tuple[torch.Tensor, tuple[torch.Tensor, ...]] = self._module["forward"](*tensors, *numbers, **options)
         return result
 
     def backward(
@@ -124,10 +126,32 @@ class TorchKernel:
         geometry: Geometry,
         needs: AbstractSet[str],
     ) -> tuple[torch.Tensor | None, ...]:
+        padded, options = self._padded(tensors, geometry)
         result: tuple[torch.Tensor | None, ...] = self._module["backward"](
-            grad_output, kept, *tensors, *numbers, needs=needs, **geometry._asdict()
+            grad_output, kept, *padded, *numbers, needs=needs, **options
         )
-        return result
+        return tuple(
+            gradient if gradient is None or gradient.shape == given.shape else self._image(gradient, given, geometry)
+            for gradient, given in zip(result, tensors)
+        )
+
+    def _padded(
+        self, tensors: Sequence[torch.Tensor], geometry: Geometry
+    ) -> tuple[Sequence[torch.Tensor], dict[str, Any]]:
+        """The tensors and the options for the generated code, which knows only padding that leaves the window."""
+        options = geometry._asdict()
+        if options.pop("ignore") or not any(map(any, geometry.padding)):
+            return tensors, options
+        options["padding"] = ((0, 0),) * len(geometry.padding)
+        flat = [side for pair in reversed(geometry.padding) for side in pair]
+        return [pad(each, flat) if is_input else each for each, is_input in zip(tensors, self.inputs)], options
+
+    @staticmethod
+    def _image(gradient: torch.Tensor, image: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+        """The gradient of an image, from that of the padded one."""
+        for axis, (before, _) in enumerate(geometry.padding, 2):
+            gradient = gradient.narrow(axis, before, image.shape[axis])
+        return gradient.contiguous()
 
 
 def load(source: str) -> dict[str, Any]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sympy as sp
 
-from ..derive import gradients
-from ..functions import readable
 from ..kernel import Kernel
 from ..language.axes import Domain, Value, domain
 from ..language.symbols import Access, Operand
-from ..lower import Accumulator, Block, Schedule, Sweep
-from ..printers.mathematics import glossary, kink_notes
-from ..printers.text import TextPrinter
+from ..lower import Block, Schedule, Sweep
 from ..printers.torch import TorchPrinter
 from ..render import render, static_header
-from ..version import __version__
+from .description import describe, identifiers, legend
 
 #: The class of the static header behind each kind of accumulator.
 ACCUMULATORS = {
@@ -50,17 +45,6 @@ ENTER = {
     "size": "{name}",
 }
 GRADIENTS = {"input": "ImageGradient(layout, given[{1}])", "field": "FieldGradient(layout, {0})"}
-MEANINGS = {
-    "input": "input under the tap, [n, in_channels, *size]",
-    "weight": "weight of the tap, [out_channels, in_channels/groups, *kernel_size]",
-    "bias": "bias of the filter, [out_channels]",
-    "param": "learned parameter",
-    "field": "value per output pixel",
-    "const": "number fixed when the layer is made",
-    "offset": "offset of the tap from the centre, in input pixels",
-    "size": "how many: T taps, C channels per group, N both",
-    "index": "number of the channel (c), of the tap (t) or of the filter (o)",
-}
 
 
 def torch_source(kernel: Kernel, schedule: Schedule, template: str = "torch/kernel.py.jinja", **context: Any) -> str:
@@ -69,85 +53,27 @@ def torch_source(kernel: Kernel, schedule: Schedule, template: str = "torch/kern
     return render(
         template,
         schedule=printed.context(),
-        kernel=describe(kernel, schedule, printed),
+        kernel=describe(kernel, schedule, printed.accesses) | arguments(kernel),
         header=static_header("window.py"),
         **context,
     )
 
 
-def describe(kernel: Kernel, schedule: Schedule, printed: _Printed) -> dict[str, Any]:
-    """What the head of a generated file says about the kernel."""
+def arguments(kernel: Kernel) -> dict[str, str]:
+    """The operands as arguments of the generated functions."""
     tensors = [operand.name for operand in kernel.formula.operands if operand.is_tensor]
     numbers = [operand.name for operand in kernel.formula.operands if operand.role == "const"]
-    derivatives = gradients(kernel.formula)
-    notes = glossary(derivatives.values()) + kink_notes(kernel.formula)
-    names = [(operand.name, _meaning(operand)) for operand in kernel.formula.operands]
-    names += [(name, access.name) for access, name in printed.accesses.items()]
-    for sweep in (*schedule.forward, *schedule.backward):
-        for each in sweep.accumulators:
-            names.append((each.symbols[0].name, _legend(each)))
-            names += [(symbol.name, _legend(each, symbol)) for symbol in each.symbols[1:]]
     return {
-        "title": kernel.title,
-        "version": __version__,
-        "formula": kernel.text.splitlines(),
-        "gradients": [(operand.name, _text(gradient)) for operand, gradient in derivatives.items()],
-        "notes": notes,
-        "operations": [
-            ("forward", operations_line(schedule.forward)),
-            ("backward", operations_line(schedule.backward)),
-        ],
-        "names": [*dict(names).items()],
-        "width": max(len(name) for name, _ in names),
         "signature": ", ".join([*tensors, *numbers]),
         "tensors": _tuple(tensors),
-        "tensor_names": _tuple(map(_quoted, tensors)),
+        "tensor_names": _tuple(f'"{name}"' for name in tensors),
         "x": tensors[0],
     }
-
-
-def operations(sweeps: Sequence[Sweep]) -> Counter[str]:
-    """The operations at one tap, all sweeps together."""
-    return sum((sweep.taps.operations for sweep in sweeps), Counter())
-
-
-def operations_line(sweeps: Sequence[Sweep]) -> str:
-    """The operations at one tap on one line."""
-    return ", ".join(f"{count} {name}" for name, count in sorted(operations(sweeps).items())) or "none"
-
-
-def _meaning(operand: Operand) -> str:
-    axes = {"o": "filter", "c": "channel", "t": "tap"}
-    per = " and ".join(axes[axis] for axis in operand.axes)
-    bank = f"bank of {operand.bank}, each a " if operand.bank else ""
-    return bank + MEANINGS[operand.role] + (f", one per {per}" if operand.role in ("param", "field") and per else "")
-
-
-def _legend(each: Accumulator, symbol: Value | None = None) -> str:
-    if symbol is not None and symbol.position:
-        return f"the first tap that attains {each.symbols[0]}"
-    if each.kind == "exponentials" and symbol is None:
-        return f"the maximum of {_text(each.values[0])}, made finite"
-    values = each.values[:-1] if each.kind == "moment" and each.values[-1] == 1 else each.values
-    over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(each.dims)), "")
-    kind = {"moment": "co-moment", "rank": "value at a rank", "exponentials": "sum of exp, less the maximum,"}.get(
-        each.kind.removeprefix("first_"), each.kind
-    )
-    return f"{kind.removeprefix('first_')} of {', '.join(map(_text, dict.fromkeys(values)))}{over}"
 
 
 def _tuple(items: Iterable[str]) -> str:
     items = list(items)
     return f"({', '.join(items)}{',' * (len(items) == 1)})"
-
-
-def _text(expr: sp.Expr) -> str:
-    """An expression for the legend, in the text language."""
-    return str(TextPrinter().doprint(readable(expr)))
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"'
 
 
 def _targets(names: Iterable[str]) -> str:
@@ -162,7 +88,7 @@ class _Printed:
         self.operands = {operand.name: operand for operand in kernel.formula.operands}
         self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
         self.schedule = schedule
-        self.accesses = self._identifiers()
+        self.accesses = identifiers(kernel, schedule)
         self.printer = TorchPrinter(self.accesses)
         self.functions: list[dict[str, Any]] = []
         self.number = 0
@@ -204,24 +130,6 @@ class _Printed:
         }
 
     # -- Names -------------------------------------------------------------------------------------------------------
-
-    def _identifiers(self) -> dict[sp.Symbol, str]:
-        """A Python name for each operand that is read elsewhere than at the tap."""
-        schedule = self.schedule
-        blocks = [block for sweep in (*schedule.forward, *schedule.backward) for block in (sweep.before, sweep.taps)]
-        symbols = {symbol for block in (*blocks, schedule.output, schedule.at_windows) for symbol in block.arguments}
-        taken, names = set(self.operands), {}
-        for access in sorted((each for each in symbols if isinstance(each, Access)), key=lambda each: each.name):
-            step = {None: "_centre", 0: "", 1: "_next", -1: "_previous"}.get(
-                access.shift, f"_{'next' if (access.shift or 0) > 0 else 'previous'}{abs(access.shift or 0)}"
-            )
-            element = "" if access.element is None else f"_{access.element}"
-            name = f"{access.base.name}{element}{'_own' * access.own}{step}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            names[access] = name
-        return names
 
     def name(self, symbol: sp.Symbol) -> str:
         return self.accesses.get(symbol, symbol.name)
@@ -291,7 +199,7 @@ class _Printed:
         return {
             "number": self.number,
             "doc": "; ".join(
-                _legend(each, each.symbols[-1] if each.kind == "exponentials" else None) for each in sweep.accumulators
+                legend(each, each.symbols[-1] if each.kind == "exponentials" else None) for each in sweep.accumulators
             )
             or "the gradients at each tap",
             "names": _targets(symbol.name for symbol in sweep.names),

@@ -1,0 +1,113 @@
+"""What generated files say about a kernel: its formula, derivatives, operations and names, whichever the backend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sympy as sp
+
+from ..derive import gradients
+from ..functions import readable
+from ..kernel import Kernel
+from ..language.axes import Value
+from ..language.symbols import Access, Operand
+from ..lower import Accumulator, Schedule, Sweep
+from ..printers.mathematics import glossary, kink_notes
+from ..printers.text import TextPrinter
+from ..version import __version__
+
+MEANINGS = {
+    "input": "input under the tap, [n, in_channels, *size]",
+    "weight": "weight of the tap, [out_channels, in_channels/groups, *kernel_size]",
+    "bias": "bias of the filter, [out_channels]",
+    "param": "learned parameter",
+    "field": "value per output pixel",
+    "const": "number fixed when the layer is made",
+    "offset": "offset of the tap from the centre, in input pixels",
+    "size": "how many: T taps, C channels per group, N both",
+    "index": "number of the channel (c), of the tap (t) or of the filter (o)",
+}
+
+
+def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, str]) -> dict[str, Any]:
+    """What the head of a generated file says about the kernel."""
+    tensors = [operand.name for operand in kernel.formula.operands if operand.is_tensor]
+    numbers = [operand.name for operand in kernel.formula.operands if operand.role == "const"]
+    derivatives = gradients(kernel.formula)
+    notes = glossary(derivatives.values()) + kink_notes(kernel.formula)
+    names = [(operand.name, _meaning(operand)) for operand in kernel.formula.operands]
+    names += [(name, access.name) for access, name in accesses.items()]
+    for sweep in (*schedule.forward, *schedule.backward):
+        for each in sweep.accumulators:
+            names.append((each.symbols[0].name, legend(each)))
+            names += [(symbol.name, legend(each, symbol)) for symbol in each.symbols[1:]]
+    return {
+        "title": kernel.title,
+        "version": __version__,
+        "formula": kernel.text.splitlines(),
+        "gradients": [(operand.name, _text(gradient)) for operand, gradient in derivatives.items()],
+        "notes": notes,
+        "operations": [
+            ("forward", operations_line(schedule.forward)),
+            ("backward", operations_line(schedule.backward)),
+        ],
+        "names": [*dict(names).items()],
+        "width": max(len(name) for name, _ in names),
+        "tensors": tensors,
+        "numbers": numbers,
+    }
+
+
+def operations(sweeps: Sequence[Sweep]) -> Counter[str]:
+    """The operations at one tap, all sweeps together."""
+    return sum((sweep.taps.operations for sweep in sweeps), Counter())
+
+
+def operations_line(sweeps: Sequence[Sweep]) -> str:
+    """The operations at one tap on one line."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(operations(sweeps).items())) or "none"
+
+
+def _meaning(operand: Operand) -> str:
+    axes = {"o": "filter", "c": "channel", "t": "tap"}
+    per = " and ".join(axes[axis] for axis in operand.axes)
+    bank = f"bank of {operand.bank}, each a " if operand.bank else ""
+    return bank + MEANINGS[operand.role] + (f", one per {per}" if operand.role in ("param", "field") and per else "")
+
+
+def legend(each: Accumulator, symbol: Value | None = None) -> str:
+    if symbol is not None and symbol.position:
+        return f"the first tap that attains {each.symbols[0]}"
+    if each.kind == "exponentials" and symbol is None:
+        return f"the maximum of {_text(each.values[0])}, made finite"
+    values = each.values[:-1] if each.kind == "moment" and each.values[-1] == 1 else each.values
+    over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(each.dims)), "")
+    kind = {"moment": "co-moment", "rank": "value at a rank", "exponentials": "sum of exp, less the maximum,"}.get(
+        each.kind.removeprefix("first_"), each.kind
+    )
+    return f"{kind.removeprefix('first_')} of {', '.join(map(_text, dict.fromkeys(values)))}{over}"
+
+
+def _text(expr: sp.Expr) -> str:
+    """An expression for the legend, in the text language."""
+    return str(TextPrinter().doprint(readable(expr)))
+
+
+def identifiers(kernel: Kernel, schedule: Schedule) -> dict[sp.Symbol, str]:
+    """A name in generated code for each operand that is read elsewhere than at the tap."""
+    blocks = [block for sweep in (*schedule.forward, *schedule.backward) for block in (sweep.before, sweep.taps)]
+    symbols = {symbol for block in (*blocks, schedule.output, schedule.at_windows) for symbol in block.arguments}
+    taken, names = {operand.name for operand in kernel.formula.operands}, {}
+    for access in sorted((each for each in symbols if isinstance(each, Access)), key=lambda each: each.name):
+        step = {None: "_centre", 0: "", 1: "_next", -1: "_previous"}.get(
+            access.shift, f"_{'next' if (access.shift or 0) > 0 else 'previous'}{abs(access.shift or 0)}"
+        )
+        element = "" if access.element is None else f"_{access.element}"
+        name = f"{access.base.name}{element}{'_own' * access.own}{step}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[access] = name
+    return names
