@@ -23,7 +23,7 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 #: Every backend that the numeric suite runs; a new one joins by its name.
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "cpp")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

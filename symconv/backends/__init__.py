@@ -70,9 +70,10 @@ class Backend(Protocol):
 @functools.cache
 def backends() -> dict[str, Backend]:
     """All backends by name, the preferred ones first."""
+    from .cpp import CppBackend
     from .torch import TorchBackend
 
-    return {each.name: each for each in (TorchBackend(),)}
+    return {each.name: each for each in (CppBackend(), TorchBackend())}
 
 
 def backend(name: str) -> Backend:

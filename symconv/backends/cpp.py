@@ -1,0 +1,224 @@
+"""The C++ backend: generated code for the CPU, compiled at first use with the user's g++ or clang++.
+
+A kernel is one source text.  What is built from it are *libraries*, one for each pass, dtype and kind of padding, each when
+it is first called for; a forward pass never waits for the compilation of a backward pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..build.cache import Cache
+from ..build.key import content_key, generator_fields
+from ..build.toolchain import Toolchain, find_toolchain, load
+from ..errors import BackendError, CacheError, SymconvWarning
+from ..geometry import Geometry
+from ..kernel import Kernel
+from ..render import template_directory
+from . import DTYPES
+from .cpp_schedule import Facts, Plan, Tiles, facts_of, plan_of, tiles_of
+
+log = logging.getLogger("symconv")
+
+SOURCE, FACTS, LIBRARY = "kernel.cpp", "facts.json", "kernel.so"
+#: How tensors of a dtype are stored and computed with, as options of the compiler.
+STORAGE = {
+    torch.float32: ("-DSYMCONV_REAL=float",),
+    torch.float64: ("-DSYMCONV_REAL=double",),
+    torch.float16: ("-DSYMCONV_REAL=float", "-DSYMCONV_FLOAT16"),
+    torch.bfloat16: ("-DSYMCONV_REAL=float", "-DSYMCONV_BFLOAT16"),
+}
+
+
+class CppBackend:
+    """Renders kernels as C++, builds and runs them on the CPU."""
+
+    name = "cpp"
+
+    def __init__(self) -> None:
+        self._compiled: dict[tuple[str, str], CppKernel] = {}
+        self._renew_lock()
+        if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
+    def unavailable(self) -> str | None:
+        return _unavailable()
+
+    def can_run(self, device: torch.device, dtype: torch.dtype, raise_error: bool = False) -> bool:
+        reason = None
+        if device.type != "cpu":
+            reason = f"backend 'cpp' computes on the CPU, not on {device}"
+        elif dtype not in DTYPES:
+            reason = f"backend 'cpp' computes in {', '.join(map(str, DTYPES))}, not in {dtype}"
+        else:
+            reason = _unavailable()
+        if reason and raise_error:
+            raise BackendError(reason)
+        return reason is None
+
+    def source(self, kernel: Kernel) -> str:
+        return self.compile(kernel).source
+
+    def compile(self, kernel: Kernel) -> CppKernel:
+        key = kernel.text, kernel.title
+        found = self._compiled.get(key)
+        if found is None:
+            with self._lock:
+                found = self._compiled.get(key) or CppKernel(kernel.title, *self._generated(kernel))
+                self._compiled[key] = found
+        return found
+
+    def _generated(self, kernel: Kernel) -> tuple[str, Facts]:
+        """The source and the facts of a kernel, from the cache or, where there is none to be had, from memory."""
+        key = content_key({**generator_fields(), "backend": self.name, "kernel": kernel.text, "title": kernel.title})
+        made: dict[str, str] = {}
+
+        def build(directory: Path) -> None:
+            made.update(generate(kernel))
+            for name, text in made.items():
+                (directory / name).write_text(text, encoding="utf-8")
+
+        try:
+            entry = Cache().get(key, build, f"{kernel.title} (cpp)")
+            return entry.read(SOURCE), Facts(**json.loads(entry.read(FACTS)))
+        except CacheError as error:
+            warnings.warn(f"{error}; this kernel is generated anew in each process", SymconvWarning, stacklevel=2)
+            made = made or generate(kernel)
+            return made[SOURCE], Facts(**json.loads(made[FACTS]))
+
+
+@functools.cache
+def _unavailable() -> str | None:
+    """Why there is no native code on this machine; said once, in one line of the log."""
+    try:
+        find_toolchain()
+    except BackendError as error:
+        log.warning("symconv runs on the torch backend: %s", error)
+        return str(error)
+    return None
+
+
+def generate(kernel: Kernel) -> dict[str, str]:
+    """The files of a cache entry: the source, and the facts that spare the next process the derivation."""
+    from ..lower import lower
+    from .cpp_source import cpp_source
+
+    schedule = lower(kernel.formula)
+    return {SOURCE: cpp_source(kernel, schedule), FACTS: json.dumps(facts_of(kernel, schedule)._asdict())}
+
+
+class CppKernel:
+    """A generated C++ file and the libraries built from it."""
+
+    def __init__(self, title: str, source: str, facts: Facts) -> None:
+        self.title, self.source, self.facts = title, source, facts
+        self.kept = tuple(facts.kept)
+        self.has_gradient = frozenset(facts.has_gradient)
+        self._libraries: dict[tuple[str, torch.dtype, bool], Any] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._lock = threading.RLock()
+        operands, values = [*zip(facts.roles, facts.axes)], [("values", "o")] * (1 + len(facts.kept))
+        self._lying = [*operands, *values, *operands]
+
+    def forward(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        x = tensors[0]
+        plan = self._plan("forward", tensors, geometry)
+        real = torch.promote_types(x.dtype, torch.float32)
+        output = torch.empty(plan.output_shape, dtype=x.dtype)
+        kept = tuple(
+            torch.empty(plan.output_shape, dtype=torch.int32 if kind == "position" else real) for kind in self.kept
+        )
+        self._call(plan, [*tensors, output, *kept], numbers)
+        return output, kept
+
+    def backward(
+        self,
+        grad_output: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        numbers: Sequence[float],
+        geometry: Geometry,
+        needs: AbstractSet[str],
+    ) -> tuple[torch.Tensor | None, ...]:
+        plan = self._plan("backward", tensors, geometry)
+        dtype = tensors[0].dtype
+        real = torch.promote_types(dtype, torch.float32)
+        gradients = [
+            torch.zeros(each.shape, dtype=real) if name in needs else None
+            for name, each in zip(self.facts.tensors, tensors)
+        ]
+        wanted = [each if name in self.has_gradient else None for name, each in zip(self.facts.tensors, gradients)]
+        if any(each is not None for each in wanted):
+            self._call(plan, [*tensors, grad_output, *kept, *wanted], numbers)
+        return tuple(each if each is None or each.dtype == dtype else each.to(dtype) for each in gradients)
+
+    # -- Calls -------------------------------------------------------------------------------------------------------
+
+    def _plan(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> Plan:
+        x, threads = tensors[0], torch.get_num_threads()
+        key = (direction, geometry, threads, x.dtype, *(each.shape for each in tensors))
+        found = self._plans.get(key)
+        if found is None:
+            toolchain = find_toolchain()
+            tiles = tiles_of(self.facts, toolchain.vector_bytes)
+            plan = plan_of(self.facts, direction, tiles, toolchain.vector_bytes, tensors, geometry, threads)
+            function = self._library(direction, x.dtype, geometry.ignore and any(map(any, geometry.padding)))
+            found = self._plans[key] = plan.with_function(function)
+        return found
+
+    def _call(self, plan: Plan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
+        arguments, held = plan.arguments(tensors, self._lying)
+        values = (ctypes.c_double * max(len(numbers), 1))(*numbers)
+        scratch = torch.empty(plan.scratch_bytes(arguments), dtype=torch.uint8)
+        plan.function(plan.geometry, arguments, values, scratch.data_ptr(), plan.threads)
+        del held
+
+    def _library(self, direction: str, dtype: torch.dtype, ignore: bool) -> Any:
+        """The compiled function for a pass, a dtype and a kind of padding."""
+        key = direction, dtype, ignore
+        with self._lock:
+            if key not in self._libraries:
+                self._libraries[key] = self._built(find_toolchain(), direction, dtype, ignore)
+            return self._libraries[key]
+
+    def _built(self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool) -> Any:
+        options = [
+            f"-DSYMCONV_{direction.upper()}",
+            f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
+            *STORAGE[dtype],
+            *["-DSYMCONV_IGNORE"] * ignore,
+            *["-DSYMCONV_SLEEF"] * toolchain.sleef,
+            *tiles_of(self.facts, toolchain.vector_bytes).options(),
+        ]
+        include = template_directory() / "include"
+        key = content_key(
+            {**generator_fields(), **toolchain.fields(), "text": self.source, "options": json.dumps(options)}
+        )
+
+        def build(directory: Path) -> None:
+            source = directory / SOURCE
+            source.write_text(self.source, encoding="utf-8")
+            toolchain.compile(source, directory / LIBRARY, options, [include])
+
+        entry = Cache().get(key, build, f"{self.title} (cpp, {direction}, {str(dtype).removeprefix('torch.')})")
+        function = load(entry.path / LIBRARY)[f"symconv_{direction}"]
+        function.restype = ctypes.c_int64
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        return function

@@ -1,0 +1,409 @@
+"""What the C++ template is told: a schedule, printed.
+
+A pass (forward, backward) reads operands and window values at *places*.  For each domain that its sweeps run over, the
+generated struct has one member per symbol, which knows by itself how its operand lies: every call in a sweep is the same
+text, `x(here)`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import sympy as sp
+
+from ..kernel import Kernel
+from ..language.axes import WINDOW, Domain, Labels, Value, domain
+from ..language.symbols import Access, Operand
+from ..lower import YIELDS, Block, Schedule, Sweep
+from ..printers.cpp import CppPrinter, identifier
+from ..render import render
+from .description import describe, identifiers, legend
+
+#: The class of the static header behind each kind of accumulator.
+ACCUMULATORS = {
+    "sum": "Sum",
+    "product": "Product",
+    "mean": "Mean",
+    "exponentials": "Exponentials",
+    "moment": "Moment",
+    "max": "Max",
+    "first_max": "FirstMax",
+    "rank": "Rank",
+    "first_rank": "FirstRank",
+}
+SIZES = {"T": "windows.taps", "C": "windows.geometry.channels", "N": "windows.taps * windows.geometry.channels"}
+OFFSETS = {"dx": 2, "dy": 1, "dz": 0}
+
+
+class Member(NamedTuple):
+    """How a symbol is read, or where a gradient goes, at the places of one domain.
+
+    Args:
+        name: of the member.
+        type: of the member.
+        make: what it is made of.
+        enter: what changes with the group and its first filter: a statement, or nothing.
+    """
+
+    name: str
+    type: str
+    make: str
+    enter: str = ""
+
+
+def cpp_source(kernel: Kernel, schedule: Schedule) -> str:
+    """The text of a C++ file that computes a kernel and its gradients.
+
+    It is compiled once per pass and dtype, see `backends.cpp`; it includes the static headers and nothing else.
+    """
+    accesses = identifiers(kernel, schedule)
+    printer = CppPrinter(accesses)
+    again = sum(not sweep.gradients for sweep in schedule.backward)
+    gradients = len(schedule.backward) - again
+    forward = _Forward(kernel, schedule, printer)
+    forward.add([f"forward_{k}" for k in range(1, len(schedule.forward) + 1)])
+    backward = _Backward(kernel, schedule, printer)
+    names = ["gradient"] if gradients == 1 else [f"gradient_{k}" for k in range(1, gradients + 1)]
+    backward.add([*(f"backward_{k}" for k in range(1, again + 1)), *names])
+    return render(
+        "cpp/kernel.cpp.jinja",
+        kernel=describe(kernel, schedule, accesses),
+        passes=[forward.context(), backward.context()],
+    )
+
+
+class _Pass:
+    """One pass as the strings that the template puts in place."""
+
+    name: str
+    doc: str
+    sweeps: Sequence[Sweep]
+    last: Block
+    #: The filters of a block in which weights are packed.
+    block: str
+
+    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
+        self.schedule, self.printer = schedule, printer
+        self.operands = {operand.name: operand for operand in kernel.formula.operands}
+        self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
+        self.numbers = [name for name, operand in self.operands.items() if operand.role == "const"]
+        self.members: dict[Domain, dict[str, Member]] = {WINDOW: {}}
+        #: What is made once per call: where the elements of weights are, and the weights as they are read.
+        self.shared: dict[str, tuple[str, str]] = {}
+        self.functions: list[dict[str, Any]] = []
+        self.printed: list[dict[str, Any]] = []
+
+    def add(self, names: Sequence[str]) -> None:
+        """Print the sweeps under these names."""
+        self.printed = [self.sweep(sweep, name) for sweep, name in zip(self.sweeps, names)]
+
+    def context(self) -> dict[str, Any]:
+        inputs = [name for name in self.tensors if self.operands[name].role == "input"]
+        return {
+            "name": self.name,
+            "doc": self.doc,
+            "functions": self.functions,
+            "sweeps": self.printed,
+            "domains": [
+                {
+                    "id": self.id(where),
+                    "channels": self.channels(where),
+                    "has_taps": "true" if "t" in where.axes else "false",
+                    "members": [*members.values()],
+                }
+                for where, members in sorted(self.members.items())
+            ],
+            "shared": [(name, kind, make) for name, (kind, make) in self.shared.items()],
+            "inputs": [(name, self.tensors.index(name)) for name in inputs],
+            "fields": [self.field(name) for name in self.tensors if self.operands[name].role == "field"],
+            "values": self.values(),
+            "counts": [
+                (symbol.name, self.channels(where), "t" in where.axes)
+                for symbol, where in sorted(self.schedule.counts.items(), key=str)
+            ],
+            "kept": [(identifier(symbol.name), symbol.position) for symbol in self.schedule.kept],
+            "output": len(self.tensors),
+            "ranks": max([sum("rank" in a.kind for a in sweep.accumulators) for sweep in self.sweeps], default=0),
+        }
+
+    # -- Domains -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def id(where: Domain) -> str:
+        """The name for the places of a domain: `ct`, `t`, `c_g`, or `window`."""
+        return "_".join([where.axes or "window", *where.inputs])
+
+    def channels(self, where: Domain) -> str:
+        """How many channels a domain has."""
+        if "c" not in where.axes:
+            return "1"
+        sizes = [f"tensors[{self.tensors.index(name)}].channels" for name in where.inputs]
+        return functools.reduce("most({}, {})".format, sizes) if sizes else "windows.geometry.channels"
+
+    def extent(self, labels: Labels) -> str:
+        """How many values along the axes that a value has left."""
+        where = domain(labels)
+        return "windows.taps" if where.axes == "t" else self.channels(where)
+
+    def values(self) -> list[tuple[str, str, str]]:
+        """The arrays of values per window: name, type, how many per filter."""
+        found = []
+        for sweep in self.sweeps:
+            found += [(name, "real", "1") for name in map(self.identifier, sweep.names)]
+            for each in sweep.accumulators:
+                for symbol in each.symbols:
+                    kind = "integer" if symbol.position else "real"
+                    found.append((self.identifier(symbol), kind, self.extent(each.left)))
+        return found
+
+    def field(self, name: str) -> dict[str, Any]:
+        axes = self.operands[name].axes
+        return {
+            "name": name,
+            "index": self.tensors.index(name),
+            "per_filter": "o" in axes,
+            "taps": "windows.taps" if "t" in axes else "1",
+        }
+
+    # -- Where things are read ---------------------------------------------------------------------------------------
+
+    def identifier(self, symbol: sp.Symbol) -> str:
+        return identifier(self.printer.names.get(symbol, symbol.name))
+
+    def read(self, symbol: sp.Symbol, where: Domain) -> str:
+        """The call that reads a symbol at a place of a domain."""
+        name = self.identifier(symbol)
+        members = self.members.setdefault(where, {})
+        if name not in members:
+            make = self.operand if isinstance(symbol, Operand) else self.value
+            members[name] = make(name, symbol, where)
+        return f"at.{self.id(where)}.{name}(here)"
+
+    def operand(self, name: str, symbol: Operand, where: Domain) -> Member:
+        """How an operand is read."""
+        taps, base = f"shared.{self.id(where)}", symbol.operand
+        if base.role == "input":
+            return self.image(name, symbol, where, "Image", f"{base.name}_planes")
+        if base.role in ("weight", "bias", "param"):
+            return self.bank(name, symbol, where)
+        if base.role == "field":
+            return self.field_member(name, base, where, "Values", f"{base.name}_values")
+        if base.role == "const":
+            return Member(name, "Number", f"real(numbers[{self.numbers.index(base.name)}])")
+        if base.role == "size":
+            return Member(name, "Number", f"real({SIZES[base.name]})")
+        if base.name == "o":
+            return Member(name, "Filter", "0", f"{name}.first = group * windows.geometry.filters + first")
+        number = {
+            "c": f"{taps}.channel[k]",
+            "t": f"{taps}.tap[k]",
+            **{axis: f"windows.offset({taps}.tap[k], {number})" for axis, number in OFFSETS.items()},
+        }[base.name]
+        return Member(name, "Numbers", f"numbers_at({taps}, arena, [&](int64_t k) {{ return {number}; }})")
+
+    def value(self, name: str, symbol: sp.Symbol, where: Domain) -> Member:
+        """How a value of the window is read."""
+        taps = f"shared.{self.id(where)}"
+        labels: Labels = getattr(symbol, "labels", frozenset())
+        axes = domain(labels).axes
+        if symbol in self.schedule.counts:
+            return Member(name, "Values", f"{name}_values, 0, 0, nullptr")
+        position = getattr(symbol, "position", False)
+        if position and symbol.name.startswith("position"):
+            return Member(name, "Scan", {"ct": "nullptr", "c": f"{taps}.channel", "t": f"{taps}.tap"}[axes])
+        kind = "Positions" if position else "Values"
+        if not axes:
+            return Member(name, kind, f"{name}_values, strip_length, 0, nullptr")
+        extent = self.extent(labels)
+        at = f"axis_places({taps}, '{axes}', {extent}, arena)"
+        return Member(name, kind, f"{name}_values, {extent} * strip_length, strip_length, {at}")
+
+    def image(self, name: str, symbol: Operand, where: Domain, kind: str, planes: str) -> Member:
+        """An input, or its gradient, in planes."""
+        channels = f"tensors[{self.tensors.index(symbol.operand.name)}].channels"
+        own = isinstance(symbol, Access) and symbol.own
+        step = f"{channels} == 1 ? 0 : windows.channel" if own else "0"
+        places = f"image_places(windows, shared.{self.id(where)}, {channels}, {self.access(symbol)}, arena)"
+        enter = f"{name}.planes = {planes} + first * {name}.own" if own else ""
+        return Member(name, kind, f"{planes}, {places}, {step}", enter)
+
+    def bank(self, name: str, symbol: Operand, where: Domain) -> Member:
+        """A weight or parameter."""
+        elements, packed = self.elements(name, symbol, where), f"{self.id(where)}_{name}_packed"
+        per_filter, per_tap = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
+        flags = ", ".join("true" if each else "false" for each in (per_filter, per_tap))
+        tensor, count = self.tensors.index(symbol.operand.name), f"{self.id(where)}.count"
+        self.shared[packed] = (
+            "const real*",
+            f"pack<{flags}>(tensors[{tensor}], {elements}, windows, {count}, {self.block}, arena)",
+        )
+        count = f" * {self.id(where)}.{name}.count" if per_tap else ""
+        enter = f"{name}.packed = shared.{packed} + (group * windows.geometry.filters + first){count}"
+        make = f"shared.{packed}, shared.{self.id(where)}.count"
+        return Member(name, f"Bank<{flags}>", make, enter if per_filter else "")
+
+    def field_member(self, name: str, base: Operand, where: Domain, kind: str, values: str) -> Member:
+        """A value per output pixel, or its gradient."""
+        extent = "windows.taps" if "t" in base.axes else "1"
+        step = f"{extent} * strip_length" if "o" in base.axes else "0"
+        at = f"axis_places(shared.{self.id(where)}, 't', windows.taps, arena)" if "t" in base.axes else "nullptr"
+        return Member(name, kind, f"{values}, {step}, strip_length, {at}")
+
+    def elements(self, name: str, symbol: Operand, where: Domain) -> str:
+        """Where the elements of a weight or parameter are: a member of what is shared."""
+        axes = ", ".join("true" if axis in symbol.operand.axes else "false" for axis in "oct")
+        number = symbol.element if isinstance(symbol, Access) and symbol.element is not None else 0
+        member = f"{self.id(where)}_{name}_elements"
+        self.shared[member] = ("Elements", f"windows, {self.id(where)}, {axes}, {self.access(symbol)}, {number}, arena")
+        return member
+
+    @staticmethod
+    def access(symbol: Operand) -> str:
+        if not isinstance(symbol, Access):
+            return "Access{false, false, 0}"
+        own, centre = (str(flag).lower() for flag in (symbol.own, symbol.shift is None))
+        return f"Access{{{own}, {centre}, {symbol.shift or 0}}}"
+
+    # -- Functions and sweeps ----------------------------------------------------------------------------------------
+
+    def function(self, name: str, doc: str, block: Block, where: Domain) -> dict[str, Any]:
+        """Register a function of the generated file; returns how it is called and what it gives."""
+        results = [self.printer.result(expr) for expr in block.results]
+        single = len(results) == 1
+        if results:
+            self.functions.append(
+                {
+                    "name": name,
+                    "doc": doc,
+                    "type": "vec" if single else f"Results<{len(results)}>",
+                    "arguments": [
+                        f"{'ivec' if getattr(symbol, 'position', False) else 'vec'} {self.identifier(symbol)}"
+                        for symbol in block.arguments
+                    ],
+                    "temporaries": [
+                        (identifier(str(symbol)), self.printer.doprint(expr)) for symbol, expr in block.temporaries
+                    ],
+                    "results": results[0] if single else "{{" + ", ".join(results) + "}}",
+                }
+            )
+        arguments = ", ".join(self.read(symbol, where) for symbol in block.arguments)
+        values = ["value"] if single else [f"value[{k}]" for k in range(len(results))]
+        return {"call": f"{name}({arguments})", "values": values}
+
+    def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
+        before = self.function(f"{name}_before", "What is the same at all taps of a window.", sweep.before, WINDOW)
+        doc = "What each tap gives to each operand's gradient." if sweep.gradients else "What each tap adds."
+        taps = self.function(f"{name}_tap", doc, sweep.taps, sweep.where)
+        ranks = self.function(f"{name}_ranks", "The ranks whose values are wanted.", sweep.ranks, WINDOW)
+        legends = (legend(a, a.symbols[-1] if a.kind == "exponentials" else None) for a in sweep.accumulators)
+        return {
+            "name": name,
+            "id": self.id(sweep.where),
+            "inside": "inside" if "t" in sweep.where.axes else "always",
+            "doc": "; ".join(legends),
+            "before": before,
+            "names": [self.identifier(symbol) for symbol in sweep.names],
+            "taps": taps,
+            "ranks": ranks,
+            "nests": self.nests(sweep, name, taps["values"], ranks["values"]),
+            "sinks": [],
+        }
+
+    def nests(self, sweep: Sweep, name: str, values: list[str], ranks: list[str]) -> list[dict[str, Any]]:
+        """The accumulators in groups that reduce the same axes: each group is a loop nest."""
+        waiting, ranked = iter(values), iter(ranks)
+        groups: dict[frozenset[str], list[dict[str, Any]]] = {}
+        for number, each in enumerate(sweep.accumulators):
+            is_rank = each.rank is not None
+            entry = {
+                "variable": f"running_{each.symbols[0].name}",
+                "type": ACCUMULATORS[each.kind],
+                "left": domain(each.left).axes,
+                "given": ", ".join(next(waiting) for _ in each.values),
+                "rank": next(ranked) if is_rank else "",
+                "number": sum(a.rank is not None for a in sweep.accumulators[:number]),
+                "stores": [
+                    (self.identifier(symbol), attribute, "store_int" if symbol.position else "store")
+                    for symbol, (attribute, _) in zip(each.symbols, YIELDS[each.kind])
+                ],
+            }
+            groups.setdefault(each.dims, []).append(entry)
+        return [
+            {
+                "name": name if len(groups) == 1 else f"{name}_over_{''.join(sorted(dims))}",
+                "left": entries[0]["left"],
+                "outer": {"": "1", "c": "taps.channels", "t": "taps.taps"}[entries[0]["left"]],
+                "inner": {"": "taps.count", "c": "taps.taps", "t": "taps.channels"}[entries[0]["left"]],
+                "k": {"": "j", "c": "l * taps.taps + j", "t": "j * taps.taps + l"}[entries[0]["left"]],
+                "position": {"ct": "k", "c": "taps.channel[k]", "t": "taps.tap[k]"}["".join(sorted(dims))],
+                "accumulators": entries,
+                "tile": "1, 1" if any(entry["rank"] for entry in entries) else "",
+            }
+            for dims, entries in groups.items()
+        ]
+
+
+class _Forward(_Pass):
+    name, doc, block = "forward", "The output, and what the backward pass wants to be kept.", "FORWARD_FILTERS"
+
+    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
+        super().__init__(kernel, schedule, printer)
+        self.sweeps, self.last = schedule.forward, schedule.output
+
+    def context(self) -> dict[str, Any]:
+        doc = "The output, from what the window's taps gave."
+        return {"combine": self.function("combine", doc, self.last, WINDOW), **super().context()}
+
+    def values(self) -> list[tuple[str, str, str]]:
+        return [*super().values(), ("output", "real", "1")]
+
+
+class _Backward(_Pass):
+    name, doc, block = "backward", "The gradients; tap values are computed again.", "1"
+
+    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
+        super().__init__(kernel, schedule, printer)
+        self.sweeps, self.last = schedule.backward, schedule.at_windows
+
+    def context(self) -> dict[str, Any]:
+        doc = "What reaches each operand once per window."
+        windows = self.function("gradient_windows", doc, self.last, WINDOW)
+        sinks = [self.sink(place, WINDOW, value) for place, value in zip(self.schedule.window_gradients, windows["values"])]
+        gradients = []
+        for index, name in enumerate(self.tensors):
+            operand = self.operands[name]
+            kind = operand.role if operand.role in ("input", "field") else "bank"
+            sizes = ["1" if operand.bank is None else str(operand.bank)]
+            sizes += ["windows.geometry.groups * windows.geometry.filters"] * ("o" in operand.axes)
+            sizes += ["windows.geometry.channels"] * ("c" in operand.axes) + ["windows.taps"] * ("t" in operand.axes)
+            gradients.append({"name": name, "kind": kind, "index": index, "elements": " * ".join(sizes), **self.field(name)})
+        return {"windows": windows, "window_sinks": sinks, "gradients": gradients, **super().context()}
+
+    def values(self) -> list[tuple[str, str, str]]:
+        kept = [
+            (self.identifier(symbol), "integer" if symbol.position else "real", "1") for symbol in self.schedule.kept
+        ]
+        return [("grad", "real", "1"), *kept, *super().values()]
+
+    def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
+        printed = super().sweep(sweep, name)
+        values = printed["taps"]["values"]
+        return printed | {"sinks": [self.sink(place, sweep.where, v) for place, v in zip(sweep.gradients, values)]}
+
+    def sink(self, place: Operand, where: Domain, value: str) -> dict[str, str]:
+        """Where the gradient at a place goes, in a domain."""
+        base, name = place.operand, f"grad_{self.identifier(place)}"
+        if base.role == "input":
+            kind = "own" if isinstance(place, Access) and place.own else "image"
+            member = self.image(name, place, where, "ImageSink", f"grad_{base.name}_planes")
+        elif base.role == "field":
+            kind, member = "field", self.field_member(name, base, where, "FieldSink", f"grad_{base.name}_values")
+        else:
+            at = f"shared.{self.elements(self.identifier(place), place, where)}"
+            total = f"grad_{base.name}_total + {at}.first + group * {at}.group + first * {at}.filter"
+            member = Member(name, "BankSink", f"nullptr, {at}.filter, {at}.places", f"{name}.total = {total}")
+            kind = "bank"
+        self.members.setdefault(where, {})[name] = member
+        return {"name": f"{self.id(where)}.{name}", "kind": kind, "of": base.name, "value": value}

@@ -1,0 +1,108 @@
+"""Prints lowered expressions as C++ on vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sympy as sp
+from sympy.printing.precedence import PRECEDENCE
+
+from ..functions import BY_CLASS, typed
+from .common import SourcePrinter
+
+#: Words of C++ and of the headers that a formula may use as a name.
+TAKEN = frozenset(
+    """
+    alignas alignof and asm auto bool break case catch char class compl concept const constexpr consteval constinit
+    continue decltype default delete do double dynamic_cast else enum explicit export extern false float for friend goto
+    if inline int long mutable namespace new noexcept not nullptr operator or private protected public register
+    reinterpret_cast requires return short signed sizeof static static_assert static_cast struct switch template this
+    thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor
+    bitand bitor and_eq or_eq not_eq xor_eq char8_t char16_t char32_t co_await co_return co_yield
+    real integer vec ivec storage splat splat_int load store load_int store_int any total converted square rsqrt ipow
+    infinity less copy fill read write add clear pack at inside unix linux
+    """.split()
+)
+
+
+def identifier(name: str) -> str:
+    """A name of a formula as a name in C++."""
+    return f"{name}_" if name in TAKEN else name
+
+
+class CppPrinter(SourcePrinter):
+    """Prints lowered SymPy expressions as C++; symbols are vectors, numbers are of the type `real`.
+
+    Args:
+        names: the C++ names of symbols whose own name is none.
+    """
+
+    def __init__(self, names: Mapping[sp.Symbol, str] | None = None) -> None:
+        super().__init__()
+        self.names = names or {}
+
+    def result(self, expr: sp.Expr) -> str:
+        """An expression that is a vector, also where it is a number."""
+        text = self.doprint(expr)
+        return f"splat({text})" if expr.is_number else str(text)
+
+    def _print_Symbol(self, expr: sp.Symbol) -> str:
+        return identifier(self.names.get(expr, str(expr.name)))
+
+    def _print(self, expr: Any, **kwargs: Any) -> str:
+        if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and expr not in (sp.oo, -sp.oo):
+            return f"real({float(expr)!r})"
+        return str(super()._print(expr, **kwargs))
+
+    def _print_Function(self, expr: sp.Function) -> str:
+        if type(expr) not in BY_CLASS:
+            return self.emptyPrinter(expr)
+        if isinstance(expr, typed):
+            return f"splat({self._print(expr.args[0])})"
+        return f"{BY_CLASS[type(expr)].name}({', '.join(map(self.result, expr.args))})"
+
+    def _print_Pow(self, expr: sp.Pow, rational: bool = False) -> str:
+        base = self.result(expr.base)
+        spelled = {2: "square({})", sp.Rational(1, 2): "sqrt({})", sp.Rational(-1, 2): "rsqrt({})"}
+        if expr.exp in spelled:
+            return spelled[expr.exp].format(base)
+        if expr.exp == -1:
+            return f"real(1)/{self.parenthesize(expr.base, PRECEDENCE['Pow'])}"
+        if expr.exp.is_Integer:
+            return f"ipow<{expr.exp}>({base})"
+        return f"pow({base}, splat(real({float(expr.exp)!r})))"
+
+    def _print_Integer(self, expr: sp.Integer) -> str:
+        return f"real({expr})"
+
+    def _print_Rational(self, expr: sp.Rational) -> str:
+        return f"(real({expr.p})/real({expr.q}))"
+
+    _print_Half = _print_Rational
+
+    def _print_Zero(self, expr: sp.Expr) -> str:
+        return "real(0)"
+
+    def _print_One(self, expr: sp.Expr) -> str:
+        return "real(1)"
+
+    def _print_NegativeOne(self, expr: sp.Expr) -> str:
+        return "real(-1)"
+
+    def _print_Float(self, expr: sp.Float) -> str:
+        return f"real({float(expr)!r})"
+
+    def _print_Infinity(self, expr: sp.Expr) -> str:
+        return "infinity"
+
+    def _print_NegativeInfinity(self, expr: sp.Expr) -> str:
+        return "-infinity"
+
+    def _print_NaN(self, expr: sp.Expr) -> str:
+        return "real(__builtin_nan(\"\"))"
+
+    def _print_Equality(self, expr: sp.Eq) -> str:
+        return self._print_Relational(expr)
+
+    _print_Unequality = _print_Equality

@@ -1,0 +1,487 @@
+// The functions of formulas, on vectors, each under its name in formulas.
+//
+// In float32 most are branch-free polynomials, inline: a call in an inner loop would spill every accumulator to the
+// stack.  The polynomials are minimax fits (Lawson's iteration), rounded coefficient by coefficient; arguments are
+// reduced after Cody and Waite, *Software Manual for the Elementary Functions* (1980).  Everything else comes from
+// Sleef, where SYMCONV_SLEEF says that it can be linked, else from libm.
+//
+// Largest errors in units in the last place, denormal numbers included:
+//
+//     float32   exp, log: 1.5;  sinh, cosh, sinc, xlogx: 3;  the rest: 2, without fused multiply-add 2.5
+//     float64   sigmoid, softplus, sinc, xlogx: 3;  tanh, the inverse functions, sinh, cosh, erf: 2;  the rest: 1.5
+//
+// Compile with -fno-math-errno -fno-trapping-math -ffp-contract=fast.  A product and a sum may then round once or
+// twice, so where a single rounding is essential, `fma` says so.
+#pragma once
+
+#include <cmath>
+
+#include "vector.hpp"
+
+namespace symconv {
+
+// -- Signs and exact functions ----------------------------------------------------------------------------------------
+
+constexpr integer SIGN_BIT = integer(1) << (sizeof(integer) * 8 - 2) << 1;
+
+SYMCONV_INLINE vec abs(vec z) { return from_bits(bits(z) & ~SIGN_BIT); }
+
+/// `magnitude`, whose sign is that of z or +, with the sign of z: -0 is easily lost.
+SYMCONV_INLINE vec with_sign(vec magnitude, vec z) { return from_bits(bits(magnitude) | (bits(z) & SIGN_BIT)); }
+
+/// 1 where z > 0, -1 where z < 0, else 0: also for NaN, as torch.sign.
+SYMCONV_INLINE vec sign(vec z) { return where(z > 0, 1, splat(0)) - where(z < 0, 1, splat(0)); }
+
+SYMCONV_INLINE vec square(vec z) { return z * z; }
+
+SYMCONV_INLINE vec sqrt(vec z)
+{
+#ifdef SYMCONV_X86
+    return SYMCONV_X86(sqrt, z);
+#else
+    for (int lane = 0; lane < WIDTH; ++lane)
+        z[lane] = std::sqrt(z[lane]);
+    return z;
+#endif
+}
+
+SYMCONV_INLINE vec rsqrt(vec z) { return 1 / sqrt(z); }
+
+/// To the nearest whole number, halves to the even one.
+SYMCONV_INLINE vec round(vec z)
+{
+#if defined(SYMCONV_X86) && SYMCONV_VECTOR_BYTES == 64
+    return SYMCONV_X86(roundscale, z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(SYMCONV_X86)
+    return SYMCONV_X86(round, z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    // From here on floating-point numbers have no fractions: adding it rounds.
+    constexpr real whole = sizeof(real) == 4 ? 0x1p23f : real(0x1p52);
+    const vec magnitude = abs(z);
+    return where(magnitude < whole, with_sign((magnitude + whole) - whole, z), z);
+#endif
+}
+
+SYMCONV_INLINE vec floor(vec z)
+{
+    const vec nearest = round(z);
+    return nearest - where(nearest > z, 1, splat(0));
+}
+
+SYMCONV_INLINE vec ceil(vec z)
+{
+    const vec nearest = round(z);
+    return with_sign(nearest + where(nearest < z, 1, splat(0)), z);
+}
+
+/// The larger and the smaller one; b where one of them is NaN.
+#ifdef SYMCONV_X86
+SYMCONV_INLINE vec larger(vec a, vec b) { return SYMCONV_X86(max, a, b); }
+SYMCONV_INLINE vec smaller(vec a, vec b) { return SYMCONV_X86(min, a, b); }
+#else
+SYMCONV_INLINE vec larger(vec a, vec b) { return where(a > b, a, b); }
+SYMCONV_INLINE vec smaller(vec a, vec b) { return where(a < b, a, b); }
+#endif
+
+/// z, and the bound where it is beyond; NaN stays.
+SYMCONV_INLINE vec bounded(real low, vec z, real high) { return smaller(splat(high), larger(splat(low), z)); }
+
+/// The larger and the smaller one; NaN wins.
+SYMCONV_INLINE vec maximum(vec a, vec b) { return where(a != a, a, larger(a, b)); }
+SYMCONV_INLINE vec minimum(vec a, vec b) { return where(a != a, a, smaller(a, b)); }
+SYMCONV_INLINE vec clip(vec z, vec low, vec high) { return minimum(maximum(z, low), high); }
+
+SYMCONV_INLINE vec relu(vec z) { return larger(vec{}, z); }
+
+/// 1 where a > b, 1/2 at a tie, else 0.
+SYMCONV_INLINE vec share(vec a, vec b) { return where(a > b, 1, where(a == b, real(0.5), splat(0))); }
+SYMCONV_INLINE vec heaviside(vec z) { return share(z, vec{}); }
+
+SYMCONV_INLINE vec positive(vec z) { return where(z > 0, 1, splat(0)); }
+SYMCONV_INLINE vec is_zero(vec z) { return where(z == 0, 1, splat(0)); }
+SYMCONV_INLINE vec same(ivec a, ivec b) { return where(a == b, 1, splat(0)); }
+SYMCONV_INLINE vec same(vec a, vec b) { return where(a == b, 1, splat(0)); }
+
+/// 1 / r, and 0 where r is 0.
+SYMCONV_INLINE vec reciprocal(vec r) { return where(r == 0, 0, 1 / r); }
+
+/// r, and 0 where r is -inf: what may be subtracted from a logarithm.
+SYMCONV_INLINE vec shift(vec r) { return where(r == -infinity, 0, r); }
+
+/// a - b, rounded before anything is added to it.
+SYMCONV_INLINE vec less(vec a, vec b) { return a - b; }
+
+/// z to a whole power, by repeated squaring.
+template <int N> SYMCONV_INLINE vec ipow(vec z)
+{
+    if constexpr (N < 0)
+        return 1 / ipow<-N>(z);
+    else if constexpr (N == 0)
+        return splat(1);
+    else if constexpr (N == 1)
+        return z;
+    else if constexpr (N % 2 == 1)
+        return z * ipow<N - 1>(z);
+    else
+        return square(ipow<N / 2>(z));
+}
+
+/// c[0] + c[1]*z + c[2]*z**2 + ..., after Horner.
+template <int N> SYMCONV_INLINE vec polynomial(vec z, const real (&c)[N])
+{
+    vec value = splat(c[N - 1]);
+    for (int k = N - 2; k >= 0; --k)
+        value = value * z + c[k];
+    return value;
+}
+
+// -- Functions from a library, u10 (1 unit in the last place) or u05 (1/2) in the names of Sleef ----------------------
+
+#if defined(SYMCONV_SLEEF) && defined(SYMCONV_X86)
+#if SYMCONV_VECTOR_BYTES == 64
+#define SYMCONV_SLEEF_SET avx512f
+#define SYMCONV_SLEEF_LANES SYMCONV_PASTE(SYMCONV_SLEEF_64_, SYMCONV_REAL)
+#else
+#define SYMCONV_SLEEF_SET avx2
+#define SYMCONV_SLEEF_LANES SYMCONV_PASTE(SYMCONV_SLEEF_32_, SYMCONV_REAL)
+#endif
+#define SYMCONV_SLEEF_64_float f16
+#define SYMCONV_SLEEF_64_double d8
+#define SYMCONV_SLEEF_32_float f8
+#define SYMCONV_SLEEF_32_double d4
+// Sleef_exp, f16, _u10, avx512f
+#define SYMCONV_SLEEF_NAME(name, bound) \
+    SYMCONV_PASTE(SYMCONV_PASTE(Sleef_##name, SYMCONV_SLEEF_LANES), SYMCONV_PASTE(_##bound, SYMCONV_SLEEF_SET))
+#define SYMCONV_LIBRARY(name, bound) \
+    extern "C" vec SYMCONV_SLEEF_NAME(name, bound)(vec); \
+    SYMCONV_INLINE vec name(vec z) { return SYMCONV_SLEEF_NAME(name, bound)(z); }
+#define SYMCONV_LIBRARY_2(name, bound) \
+    extern "C" vec SYMCONV_SLEEF_NAME(name, bound)(vec, vec); \
+    SYMCONV_INLINE vec name(vec a, vec b) { return SYMCONV_SLEEF_NAME(name, bound)(a, b); }
+#else
+#define SYMCONV_LIBRARY(name, bound) \
+    inline __attribute__((noinline)) vec name(vec z) \
+    { \
+        for (int lane = 0; lane < WIDTH; ++lane) \
+            z[lane] = std::name(z[lane]); \
+        return z; \
+    }
+#define SYMCONV_LIBRARY_2(name, bound) \
+    inline __attribute__((noinline)) vec name(vec a, vec b) \
+    { \
+        for (int lane = 0; lane < WIDTH; ++lane) \
+            a[lane] = std::name(a[lane], b[lane]); \
+        return a; \
+    }
+#endif
+
+SYMCONV_LIBRARY(asin, u10)
+SYMCONV_LIBRARY(acos, u10)
+SYMCONV_LIBRARY(atan, u10)
+SYMCONV_LIBRARY(erf, u10)
+SYMCONV_LIBRARY_2(atan2, u10)
+SYMCONV_LIBRARY_2(hypot, u05)
+
+#if !SYMCONV_FLOAT
+
+SYMCONV_LIBRARY(exp, u10)
+SYMCONV_LIBRARY(log, u10)
+SYMCONV_LIBRARY(expm1, u10)
+SYMCONV_LIBRARY(log1p, u10)
+SYMCONV_LIBRARY(sin, u10)
+SYMCONV_LIBRARY(cos, u10)
+SYMCONV_LIBRARY(tan, u10)
+SYMCONV_LIBRARY(sinh, u10)
+SYMCONV_LIBRARY(cosh, u10)
+SYMCONV_LIBRARY(tanh, u10)
+SYMCONV_LIBRARY_2(pow, u10)
+
+SYMCONV_INLINE vec quotient(vec a, double b, vec c) { return a / (b + c); }
+
+#else
+
+// -- float32: exponentials and logarithms -----------------------------------------------------------------------------
+
+/// a*b + c, rounded once.
+SYMCONV_INLINE vec fma(vec a, vec b, vec c)
+{
+#if defined(SYMCONV_X86)
+    return SYMCONV_X86(fmadd, a, b, c);
+#else
+    for (int lane = 0; lane < WIDTH; ++lane)
+#ifdef __FP_FAST_FMAF
+        c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+#else
+        c[lane] = float(double(a[lane]) * double(b[lane]) + double(c[lane]));  // the product is exact in float64
+#endif
+    return c;
+#endif
+}
+SYMCONV_INLINE vec fma(vec a, float b, vec c) { return fma(a, splat(b), c); }
+
+/// a/(b + c) for 0 <= c, with the rounding errors of the sum and of the quotient put right.
+SYMCONV_INLINE vec quotient(vec a, float b, vec c)
+{
+    const vec sum = b + c, lost = (b - sum) + c, inverse = 1 / sum, value = a * inverse;
+    return value + inverse * (fma(value, -sum, a) - value * lost);
+}
+
+/// At this size floats are whole numbers: z + WHOLE rounds z, and its lowest bits are the whole number's.
+constexpr float WHOLE = 0x1.8p23f;
+constexpr float LOG2_E = 0x1.715476p0f;
+constexpr float LN2 = 0x1.62e43p-1f, LN2_REST = -0x1.05c61p-29f;
+
+/// z = n*ln 2 + rest with |rest| <= ln(2)/2, and n as the lowest bits of a whole number.
+SYMCONV_INLINE vec divided_by_ln2(vec z, ivec& n, vec& whole)
+{
+    const vec rounded = z * LOG2_E + WHOLE;
+    n = bits(rounded);
+    whole = rounded - WHOLE;
+    return fma(whole, -LN2_REST, fma(whole, -LN2, z));
+}
+
+/// (exp(r) - 1 - r)/r**2 for |r| <= ln(2)/2; its error is 1e-8 of expm1(r).
+SYMCONV_INLINE vec exp_tail(vec r)
+{
+    return polynomial(r, {0x1.fffffep-2f, 0x1.5554b2p-3f, 0x1.5556f6p-5f, 0x1.1226ep-7f, 0x1.6b995ep-10f});
+}
+
+/// 2**n, for n as the lowest bits of a whole number.
+SYMCONV_INLINE vec power_of_two(ivec n) { return from_bits((n << 23) + (127 << 23)); }
+
+/// exp(z - excess), where `excess` is far smaller than z.
+SYMCONV_INLINE vec exp_less(vec z, vec excess)
+{
+    // Beyond these bounds the result is inf or 0; NaN stays.
+    const vec inside = bounded(-104, z, 89);
+    ivec n;
+    vec whole;
+    const vec r = divided_by_ln2(inside, n, whole) - excess;
+    const vec value = 1 + r * (1 + r * exp_tail(r));
+#if defined(SYMCONV_X86) && SYMCONV_VECTOR_BYTES == 64
+    return SYMCONV_X86(scalef, value, whole);
+#else
+    // In two steps, since 2**n need not be a normal number.
+    const ivec half = (n << 9) >> 10;
+    return value * power_of_two(half) * power_of_two(n - half);
+#endif
+}
+
+SYMCONV_INLINE vec exp(vec z) { return exp_less(z, vec{}); }
+
+SYMCONV_INLINE vec expm1(vec z)
+{
+    // 2**n*(expm1(r) + 1) - 1, halved so that 2**n does not overflow; below -18 it is -1.
+    const vec inside = bounded(-18, z, 89);
+    ivec n;
+    vec whole;
+    const vec r = divided_by_ln2(inside, n, whole);
+    const vec value = r + r * r * exp_tail(r), half = power_of_two(n - 1);
+    return with_sign(2 * (half * value + (half - 0.5f)), z);
+}
+
+/// log(1 + m) for -1/3 <= m <= 1/3; its error is 5e-9 of it.
+SYMCONV_INLINE vec log1p_near_zero(vec m)
+{
+    const vec tail = polynomial(m, {0x1.555506p-2f, -0x1.fffefap-3f, 0x1.99d05cp-3f, -0x1.559c2ep-3f, 0x1.1ed452p-3f,
+                                    -0x1.f33c6ap-4f, 0x1.1e72a2p-3f, -0x1.07aa5cp-3f});
+    return m + m * m * (m * tail - 0.5f);
+}
+
+/// The bits of 2**k - those of 1, where 2/3 <= z/2**k < 4/3.
+SYMCONV_INLINE ivec exponent_bits(vec z) { return (bits(z) - 0x3f2aaaab) & integer(0xff800000); }
+
+/// `inside` where 0 < z < inf, and what a logarithm is elsewhere: -inf at 0, NaN below and for NaN, inf at inf.
+SYMCONV_INLINE vec log_edges(vec z, vec inside)
+{
+    return where(z > 0, where(z < infinity, inside, z), where(z == 0, -infinity, __builtin_nanf("")));
+}
+
+SYMCONV_INLINE vec log(vec z)
+{
+    const ivec denormal = z < 0x1p-126f;
+    const vec normal = where(denormal, z * 0x1p23f, z);
+    const ivec exponent = exponent_bits(normal);
+    const vec m = from_bits(bits(normal) - exponent) - 1;
+    const vec k = converted(exponent) * 0x1p-23f - where(denormal, 23, splat(0));
+    return log_edges(z, k * LN2 + log1p_near_zero(m));
+}
+
+SYMCONV_INLINE vec log1p(vec z)
+{
+    // 1 + z = 2**k*(1 + m) with m = z/2**k + (1/2**k - 1), which is rounded only once.
+    const vec sum = 1 + z;
+    const ivec exponent = exponent_bits(sum);
+    const vec quarter = from_bits(0x40800000 - exponent);  // 4/2**k: never denormal
+    const vec m = from_bits(bits(z) - exponent) + (0.25f * quarter - 1);
+    return with_sign(log_edges(sum, converted(exponent) * (0x1p-23f * LN2) + log1p_near_zero(m)), z);
+}
+
+SYMCONV_INLINE vec tanh(vec z)
+{
+    const vec t = expm1(smaller(splat(20), 2 * abs(z)));
+    return with_sign(quotient(t, 2, t), z);
+}
+
+/// exp(|z|)/2, which overflows no sooner than cosh: exp(1.375)/2 happens to be almost a float.
+SYMCONV_INLINE vec half_exp(vec z) { return exp(abs(z) - 1.375f) * 0x1.fa3ff4p0f; }
+
+SYMCONV_INLINE vec cosh(vec z)
+{
+    const vec half = half_exp(z);
+    return half + 0.25f / half;
+}
+
+SYMCONV_INLINE vec sinh(vec z)
+{
+    const vec half = half_exp(z), r = abs(z), s = r * r;
+    const vec small = r + r * s * polynomial(s, {0x1.555556p-3f, 0x1.1110e2p-7f, 0x1.a02132p-13f, 0x1.75b2c8p-19f});
+    return with_sign(where(r < 1, small, half - 0.25f / half), z);
+}
+
+/// log(z) as a sum of two floats, for normal z > 0: 2 atanh((m - 1)/(m + 1)) + k ln 2 with z = 2**k m.
+SYMCONV_INLINE vec log_twofold(vec z, vec& rest)
+{
+    const ivec denormal = z < 0x1p-126f;
+    const vec normal = where(denormal, z * 0x1p23f, z);
+    const ivec exponent = (bits(normal) - 0x3f3504f3) & integer(0xff800000);
+    const vec m = from_bits(bits(normal) - exponent);
+    const vec k = converted(exponent) * 0x1p-23f - where(denormal, 23, splat(0));
+    // q = (m - 1)/(m + 1), and each power of it, as the sum of a float and its rounding error (Dekker 1971).
+    const vec inverse = 1 / (m + 1), difference = m - 1;
+    const vec q = inverse * difference, q_rest = inverse * fma(q, -difference, fma(q, -2, difference));
+    const vec q2 = q * q, q2_rest = q * (q_rest + q_rest) + fma(q, q, -q2);
+    const vec q3 = q2 * q, q3_rest = q2 * q_rest + (q2_rest * q + fma(q2, q, -q3));
+    const vec tail = polynomial(q2, {0x1.555554p-2f, 0x1.999c26p-3f, 0x1.23d3e4p-3f, 0x1.f13ac8p-4f});
+    const vec small = tail * q3 + (tail * q3_rest + q_rest);
+    const vec large = fma(k, LN2, 2 * q), lost = 2 * q - fma(k, -LN2, large);
+    const vec correction = k * LN2_REST + (2 * small + lost), sum = large + correction;
+    rest = (large - sum) + correction;
+    return sum;
+}
+
+/// As pow of C: 1 for a**0 and 1**p even if the other is NaN, NaN for a negative base and no whole exponent.
+SYMCONV_INLINE vec pow(vec a, vec p)
+{
+    const vec base = abs(a);
+    vec rest;
+    const vec log_base = log_twofold(base, rest);
+    const vec product = log_base * p, product_rest = rest * p + fma(log_base, p, -product);
+    const vec power = exp_less(product, where(abs(product) < 104.0f, -product_rest, 0));
+
+    const ivec whole = round(p) == p, odd = whole & (round(0.5f * p) != 0.5f * p);
+    const vec towards = where(base > 1, p, where(base < 1, -p, 0));  // inf, 0 or 1 in the limit
+    const vec limit = where(towards > 0, infinity, where(towards < 0, 0, splat(1)));
+    vec value = where((base == 0) | (base == infinity) | (abs(p) == infinity), limit, power);
+    value = from_bits(bits(value) | (bits(a) & SIGN_BIT & odd));
+    value = where((a < 0) & (base < infinity) & ~whole, __builtin_nanf(""), value);
+    value = where((a != a) | (p != p), a + p, value);
+    return where((a == 1) | (p == 0), 1, value);
+}
+
+// -- float32: trigonometric functions ---------------------------------------------------------------------------------
+
+/// pi/2 in three parts, each cut off and not rounded: so none is negative, and -0 stays -0.
+constexpr float HALF_PI = 0x1.921fb4p0f, HALF_PI_2 = 0x1.4442dp-24f, HALF_PI_3 = 0x1.846988p-48f;
+constexpr float INVERSE_PI = 0x1.45f306p-2f;
+
+/// The largest argument for which three parts of pi are enough.
+constexpr float NEAR = 1e5f;
+
+/// z - n*unit*pi/2 for a unit of 1 or 2.  The first step is exact, and so is what later ones cancel.
+SYMCONV_INLINE vec less_half_pis(vec z, vec n, float unit)
+{
+    return fma(n, -unit * HALF_PI_3, fma(n, -unit * HALF_PI_2, fma(n, -unit * HALF_PI, z)));
+}
+
+/// sin(r) for |r| <= pi/2; its error is 7e-9 of it.
+SYMCONV_INLINE vec sin_near_zero(vec r)
+{
+    const vec s = r * r;
+    const vec tail = r * s * polynomial(s, {-0x1.55554cp-3f, 0x1.110ed6p-7f, -0x1.9f6fc2p-13f, 0x1.5db3e4p-19f});
+    return with_sign(r + tail, r);
+}
+
+// Arguments beyond NEAR, by libm in float64: so rare that they may be slow, but not wrong.
+#define SYMCONV_FAR(name) \
+    inline __attribute__((noinline, cold)) vec far_##name(vec z) \
+    { \
+        for (int lane = 0; lane < WIDTH; ++lane) \
+            z[lane] = float(std::name(double(z[lane]))); \
+        return z; \
+    }
+SYMCONV_FAR(sin)
+SYMCONV_FAR(cos)
+SYMCONV_FAR(tan)
+
+SYMCONV_INLINE bool is_far(vec z) { return __builtin_expect(any_greater(abs(z), NEAR), 0); }
+
+SYMCONV_INLINE vec sin(vec z)
+{
+    if (is_far(z))
+        return far_sin(z);
+    const vec rounded = z * INVERSE_PI + WHOLE;
+    const vec r = less_half_pis(z, rounded - WHOLE, 2);
+    return from_bits(bits(sin_near_zero(r)) ^ (bits(rounded) << 31));
+}
+
+SYMCONV_INLINE vec cos(vec z)
+{
+    if (is_far(z))
+        return far_cos(z);
+    // From the nearest zero of the cosine, (n + 1/2)*pi.
+    const vec rounded = (z * INVERSE_PI - 0.5f) + WHOLE;
+    const vec r = less_half_pis(z, 2 * (rounded - WHOLE) + 1, 1);
+    return from_bits(bits(sin_near_zero(r)) ^ (~bits(rounded) << 31));
+}
+
+SYMCONV_INLINE vec tan(vec z)
+{
+    if (is_far(z))
+        return far_tan(z);
+    const vec rounded = z * (2 * INVERSE_PI) + WHOLE, n = rounded - WHOLE;
+    // Where the tangent is steep, what rounding takes from r counts; where r is small, r - near would round.
+    const vec near = fma(n, -HALF_PI, z), r = fma(n, -HALF_PI_2, near), s = r * r;
+    const vec r_rest = where(abs(r) > 0.25f, fma(n, -HALF_PI_2, near - r), 0) - n * HALF_PI_3;
+    const vec tail = r_rest + r * s * polynomial(s, {0x1.5554d4p-2f, 0x1.112ffcp-3f, 0x1.b53f46p-5f, 0x1.926d1p-6f,
+                                                     0x1.7cc744p-9f, 0x1.37c2eep-7f});
+    const vec value = with_sign(r + tail, r), lost = (r - value) + tail;
+    // For odd n it is -1/(value + lost): a Newton step puts both roundings right.
+    const vec inverse = -1 / value, better = inverse + inverse * (fma(inverse, value, splat(1)) + inverse * lost);
+    return where((bits(rounded) << 31) != 0, better, value);
+}
+
+#endif
+
+// -- Functions of other functions -------------------------------------------------------------------------------------
+
+/// 1/(1 + exp(-z)), from the side where the exponential does not overflow.
+SYMCONV_INLINE vec sigmoid(vec z)
+{
+    const vec e = exp(-abs(z));
+    return quotient(where(z < 0, e, 1), 1, e);
+}
+
+/// log(1 + exp(z)).
+SYMCONV_INLINE vec softplus(vec z) { return relu(z) + log1p(exp(-abs(z))); }
+
+/// z*log(z), and 0 at 0.
+SYMCONV_INLINE vec xlogx(vec z) { return where(z == 0, 0, z * log(z)); }
+
+/// sin(pi z)/(pi z): exactly 0 at whole numbers.
+SYMCONV_INLINE vec sinc(vec z)
+{
+    // The minimax polynomial of sinc(r) for |r| <= 1/2.
+#if SYMCONV_FLOAT
+    constexpr real c[] = {1, -0x1.a51a66p0f, 0x1.9f9ca6p-1f, -0x1.86a584p-3f, 0x1.abb33ap-6f, -0x1.22632cp-9f};
+#else
+    constexpr real c[] = {1, -0x1.a51a6625307d3p0, 0x1.9f9cb402bc44bp-1, -0x1.86a8e4720c581p-3, 0x1.ac6805ce54427p-6,
+                          -0x1.33816a53f322ap-9, 0x1.3746f82e913e8p-13, -0x1.d413f9b1dc9ddp-18, 0x1.0d8f0e65053bcp-22,
+                          -0x1.7130c2a1d9cddp-28};
+#endif
+    const vec whole = round(z), half = real(0.5) * whole, r = z - whole;
+    const vec value = polynomial(r * r, c) * where(round(half) == half, r, -r) / z;
+    return where(z == 0, 1, value);
+}
+
+}  // namespace symconv

@@ -1,0 +1,140 @@
+// Vectors of numbers, by the vector extensions of GCC and Clang: +, -, *, / and comparisons work lane by lane, with
+// scalars too.  A vector is what one register holds, so that a compiler that is told the instruction set has no choices
+// left to make.
+//
+//     SYMCONV_REAL           float or double
+//     SYMCONV_VECTOR_BYTES   16 (SSE, NEON), 32 (AVX2) or 64 (AVX-512)
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#ifndef SYMCONV_REAL
+#define SYMCONV_REAL float
+#endif
+#ifndef SYMCONV_VECTOR_BYTES
+#define SYMCONV_VECTOR_BYTES 16
+#endif
+
+#define SYMCONV_INLINE inline __attribute__((always_inline))
+#define SYMCONV_PASTE_(a, b) a##b
+#define SYMCONV_PASTE(a, b) SYMCONV_PASTE_(a, b)
+
+// The preprocessor takes unknown names for 0: 1 for float, 0 for double.
+#define SYMCONV_IS_float 1
+#define SYMCONV_FLOAT SYMCONV_PASTE(SYMCONV_IS_, SYMCONV_REAL)
+
+// SYMCONV_X86(sqrt, v) is an instruction of the wide x86 sets; without them there are loops over the lanes.
+#if SYMCONV_FLOAT
+#define SYMCONV_SUFFIX _ps
+#else
+#define SYMCONV_SUFFIX _pd
+#endif
+#if SYMCONV_VECTOR_BYTES == 64 && defined(__AVX512F__) && defined(__AVX512DQ__)
+// Under a mask of all lanes, which costs nothing: of the plain forms GCC 12 warns that they read what is not initialised.
+#define SYMCONV_X86(name, ...) SYMCONV_PASTE(_mm512_maskz_##name, SYMCONV_SUFFIX)(-1, __VA_ARGS__)
+#elif SYMCONV_VECTOR_BYTES == 32 && defined(__AVX2__) && defined(__FMA__)
+#define SYMCONV_X86(name, ...) SYMCONV_PASTE(_mm256_##name, SYMCONV_SUFFIX)(__VA_ARGS__)
+#endif
+
+namespace symconv {
+
+template <int BYTES> struct integer_of;
+template <> struct integer_of<4> { using type = int32_t; };
+template <> struct integer_of<8> { using type = int64_t; };
+
+using real = SYMCONV_REAL;
+using integer = integer_of<sizeof(real)>::type;
+
+constexpr int WIDTH = SYMCONV_VECTOR_BYTES / sizeof(real);
+constexpr real infinity = __builtin_huge_valf();
+
+typedef real vec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
+/// Whole numbers, and masks: comparisons give -1 where they hold, else 0.
+typedef integer ivec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
+
+SYMCONV_INLINE vec splat(real value) { return value - vec{}; }  // -0 stays -0
+SYMCONV_INLINE ivec splat_int(integer value) { return value + ivec{}; }
+
+// -- Memory, aligned or not -------------------------------------------------------------------------------------------
+
+SYMCONV_INLINE vec load(const real* from)
+{
+    vec value;
+    __builtin_memcpy(&value, from, sizeof value);
+    return value;
+}
+
+SYMCONV_INLINE ivec load_int(const integer* from)
+{
+    ivec value;
+    __builtin_memcpy(&value, from, sizeof value);
+    return value;
+}
+
+SYMCONV_INLINE void store(real* to, vec value) { __builtin_memcpy(to, &value, sizeof value); }
+SYMCONV_INLINE void store_int(integer* to, ivec value) { __builtin_memcpy(to, &value, sizeof value); }
+
+// -- Bits and conversions ---------------------------------------------------------------------------------------------
+
+SYMCONV_INLINE ivec bits(vec value) { return (ivec)value; }
+SYMCONV_INLINE vec from_bits(ivec value) { return (vec)value; }
+SYMCONV_INLINE vec converted(ivec value) { return __builtin_convertvector(value, vec); }
+
+// -- Masks ------------------------------------------------------------------------------------------------------------
+
+SYMCONV_INLINE vec where(ivec mask, vec a, vec b) { return mask ? a : b; }
+SYMCONV_INLINE vec where(ivec mask, vec a, real b) { return where(mask, a, splat(b)); }
+SYMCONV_INLINE vec where(ivec mask, real a, vec b) { return where(mask, splat(a), b); }
+SYMCONV_INLINE vec where(ivec mask, real a, real b) { return where(mask, splat(a), splat(b)); }
+SYMCONV_INLINE ivec where(ivec mask, ivec a, ivec b) { return mask ? a : b; }
+SYMCONV_INLINE ivec where(ivec mask, ivec a, integer b) { return where(mask, a, splat_int(b)); }
+SYMCONV_INLINE ivec where(ivec mask, integer a, ivec b) { return where(mask, splat_int(a), b); }
+
+/// Whether a mask holds anywhere.
+SYMCONV_INLINE bool any(ivec mask)
+{
+#if SYMCONV_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#elif SYMCONV_VECTOR_BYTES == 32 && defined(__AVX2__)
+    return _mm256_movemask_epi8((__m256i)mask);
+#else
+    int64_t words[sizeof mask / 8], all = 0;
+    __builtin_memcpy(words, &mask, sizeof mask);
+    for (int64_t word : words)
+        all |= word;
+    return all != 0;
+#endif
+}
+
+/// Whether a number is greater than `bound` anywhere.
+SYMCONV_INLINE bool any_greater(vec value, real bound)
+{
+#if SYMCONV_VECTOR_BYTES == 64 && defined(SYMCONV_X86)
+    return SYMCONV_PASTE(SYMCONV_PASTE(_mm512_cmp, SYMCONV_SUFFIX), _mask)(value, splat(bound), _CMP_GT_OQ);
+#else
+    return any(value > bound);
+#endif
+}
+
+// -- Sums -------------------------------------------------------------------------------------------------------------
+
+/// Part of a vector: LANES numbers.
+template <int LANES> struct part { typedef real type __attribute__((vector_size(LANES * sizeof(real)))); };
+
+/// The sum of the lanes, by adding the upper half to the lower half until one number is left: always in that order.
+template <int LANES = WIDTH> SYMCONV_INLINE real total(const typename part<LANES>::type& value)
+{
+    if constexpr (LANES == 2)
+        return value[0] + value[1];
+    else {
+        typename part<LANES / 2>::type halves[2];
+        __builtin_memcpy(halves, &value, sizeof value);
+        return total<LANES / 2>(halves[0] + halves[1]);
+    }
+}
+
+}  // namespace symconv
