@@ -6,6 +6,9 @@ subclasses also derive from the built-in exception that a PyTorch user would exp
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -60,6 +63,29 @@ class ArgumentTypeError(SymconvError, TypeError):
 
 class BackendError(SymconvError, RuntimeError):
     """A backend that cannot run here, or cannot run this call; the message says why and what to do."""
+
+
+class CompilationError(BackendError):
+    """Generated code that the compiler does not build.
+
+    Args:
+        reason: what failed.
+        command: the run of the compiler that failed.
+        stderr: all that it said.
+        source: where the source was left.
+    """
+
+    def __init__(self, reason: str, command: Sequence[str], stderr: str, source: Path) -> None:
+        self.reason, self.command, self.stderr, self.source = reason, tuple(command), stderr, source
+        said = "".join(f"\n    {line}" for line in stderr.splitlines()[-20:])
+        super().__init__(
+            f"{reason}{said}\nThe source is {source}\nThe command was {shlex.join(self.command)}\n"
+            "Compile it by hand to see more; `symconv doctor` shows the compiler, SYMCONV_CXX chooses another one, and "
+            "backend='torch' needs none."
+        )
+
+    def __reduce__(self) -> tuple[type[CompilationError], tuple[str, tuple[str, ...], str, Path]]:
+        return type(self), (self.reason, self.command, self.stderr, self.source)
 
 
 class DerivativeError(SymconvError, NotImplementedError):

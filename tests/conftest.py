@@ -30,6 +30,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew instead of comparing")
 
 
+#: Where a compiled backend builds a hundred kernels and more: the slow sweeps run these, the default run the rest.
+MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        compiled = parameters is not None and parameters.params.get("backend") == "cpp"
+        if compiled and item.path.name.startswith(MANY_KERNELS):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend."""

@@ -26,7 +26,7 @@ from ..build.toolchain import Toolchain, find_toolchain, load
 from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
-from ..render import template_directory
+from ..render import template_directory, templates
 from . import DTYPES
 from .cpp_schedule import Facts, Plan, Tiles, facts_of, plan_of, tiles_of
 
@@ -208,9 +208,8 @@ class CppKernel:
             *tiles_of(self.facts, toolchain.vector_bytes).options(),
         ]
         include = template_directory() / "include"
-        key = content_key(
-            {**generator_fields(), **toolchain.fields(), "text": self.source, "options": json.dumps(options)}
-        )
+        headers = {name: text for name, text in templates().items() if name.endswith(".hpp")}
+        key = content_key({**toolchain.fields(), **headers, "text": self.source, "options": json.dumps(options)})
 
         def build(directory: Path) -> None:
             source = directory / SOURCE

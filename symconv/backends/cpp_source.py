@@ -226,7 +226,7 @@ class _Pass:
         own = isinstance(symbol, Access) and symbol.own
         step = f"{channels} == 1 ? 0 : windows.channel" if own else "0"
         places = f"image_places(windows, shared.{self.id(where)}, {channels}, {self.access(symbol)}, arena)"
-        enter = f"{name}.planes = {planes} + first * {name}.own" if own else ""
+        enter = f"{name}.planes = {planes} + first * {self.id(where)}.{name}.own" if own else ""
         return Member(name, kind, f"{planes}, {places}, {step}", enter)
 
     def bank(self, name: str, symbol: Operand, where: Domain) -> Member:

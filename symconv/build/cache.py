@@ -34,6 +34,12 @@ MANIFEST = "manifest.json"
 LOCK_TIMEOUT = 120.0
 #: Bytes, unless `$SYMCONV_CACHE_SIZE` says otherwise; the least recently used entries go when the cache grows beyond.
 MAX_SIZE = 512.0 * 2**20
+#: All entries are measured anew after so many builds.
+MEASURE_AFTER = 256
+#: What is pruned to, as a part of what is allowed.
+ROOM = 0.9
+#: So many sources that did not compile are kept.
+KEPT_FAILURES = 16
 #: Seconds after which a private build directory is taken to be left over from a killed process.
 ABANDONED = 3600.0
 
@@ -59,6 +65,16 @@ class Entry:
             raise CacheError(f"the cache entry {self.path} holds no {name}; run `symconv cache clear`")
         return self.files[name].decode()
 
+    def path_of(self, name: str) -> Path:
+        """The path of one of its files, for a shared object, which the system loads by path.
+
+        Its content was checked when the entry was found; since then only its owner can have changed it.  If another
+        process removes the entry before the file is loaded, that is an error; afterwards it does no harm.
+        """
+        if name not in self.files:
+            raise CacheError(f"the cache entry {self.path} holds no {name}; run `symconv cache clear`")
+        return self.path / name
+
 
 def cache_directory() -> Path:
     """`$SYMCONV_CACHE_DIR`, or the user's cache directory."""
@@ -75,15 +91,18 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_directory()
-        self._entries, self._locks, self._private = (self.root / part for part in ("entries", "locks", "building"))
+        parts = ("entries", "locks", "building", "failed")
+        self._entries, self._locks, self._private, self._failed = (self.root / part for part in parts)
+        self._size = self.root / "size"
 
-    def get(self, key: str, build: Callable[[Path], None], description: str) -> Entry:
+    def get(self, key: str, build: Callable[[Path], None], description: str, level: int = logging.INFO) -> Entry:
         """The entry for `key`, built if it is not there.
 
         Args:
             key: from `content_key`.
             build: writes the files of the entry into the directory it is given.
             description: one line for `symconv cache list`.
+            level: of the line in the log.
 
         Raises:
             CacheError: if the directory is not ours alone, or cannot be written, or another process holds the lock.
@@ -91,7 +110,7 @@ class Cache:
         """
         try:
             with _as_cache_error(self.root):
-                return self._get(key, build, description)
+                return self._get(key, build, description, level)
         except CacheError as error:
             if _building_is_forbidden():  # the caller must not take an unusable cache as leave to build without one
                 raise BackendError(f"{error}; SYMCONV_DISABLE_JIT forbids to build {description}") from error
@@ -115,12 +134,15 @@ class Cache:
         with _as_cache_error(self.root):
             self.check_owner()
             self._sweep()
-            removed, total = [], 0
+            removed, total, left = [], 0, 0
             for used, size, path in self._measured():
                 total += size
                 if total > max_size and path.name != keep:
                     removed.append(self._listed(used, size, path))
                     self._remove(path)
+                else:
+                    left += size
+            self._write_size(left)
             return removed
 
     def clear(self) -> int:
@@ -131,12 +153,31 @@ class Cache:
             paths = list(_children(self._entries))
             for path in paths:
                 self._remove(path)
+            self._size.unlink(missing_ok=True)
+            for path in _children(self._failed):
+                path.unlink(missing_ok=True)
             return len(paths)
+
+    def keep_failed(self, name: str, text: str) -> Path:
+        """Leave a source that does not compile where its user can look at it; the latest few stay."""
+        with _as_cache_error(self.root):
+            self._make_directories()
+            self._failed.mkdir(mode=0o700, exist_ok=True)
+            self.check_owner()
+            stem, dot, suffix = os.path.basename(name).rpartition(".")
+            path = self._failed / f"{stem}-{_digest(text.encode())[:12]}{dot}{suffix}"
+            private = self._private / secrets.token_hex(8)
+            private.write_text(text, encoding="utf-8")
+            private.chmod(0o600)
+            os.replace(private, path)
+            for old in sorted(_children(self._failed), key=_changed, reverse=True)[KEPT_FAILURES:]:
+                old.unlink(missing_ok=True)
+            return path
 
     def check_owner(self) -> None:
         """Refuse a directory that somebody else owns or may write to: what it holds is executed."""
         with _as_cache_error(self.root):
-            for path in (self.root, self._entries, self._locks, self._private):
+            for path in (self.root, self._entries, self._locks, self._private, self._failed):
                 with contextlib.suppress(FileNotFoundError):
                     status = path.lstat()
                     if stat.S_ISLNK(status.st_mode) and path == self.root:
@@ -147,7 +188,7 @@ class Cache:
 
     # -- Parts ---------------------------------------------------------------------------------------------------
 
-    def _get(self, key: str, build: Callable[[Path], None], description: str) -> Entry:
+    def _get(self, key: str, build: Callable[[Path], None], description: str, level: int) -> Entry:
         start = time.perf_counter()
         self.check_owner()
         entry, built = self.find(key), False
@@ -157,7 +198,7 @@ class Cache:
                     f"{description} is not in the cache {self.root} and SYMCONV_DISABLE_JIT forbids to build it; "
                     "run the same layer once with it unset"
                 )
-            max_size = _setting("SYMCONV_CACHE_SIZE", MAX_SIZE)
+            max_size = setting("SYMCONV_CACHE_SIZE", MAX_SIZE)
             self._make_directories()
             with self._lock(key):
                 entry = self.find(key)
@@ -165,12 +206,43 @@ class Cache:
                     entry, built = self._build(key, build, description), True
         seconds = time.perf_counter() - start
         if not built:
-            log.info("%s: loaded from cache in %.1f ms", description, 1e3 * seconds)
+            log.log(level, "%s: loaded from cache in %.1f ms", description, 1e3 * seconds)
             return entry
-        log.info("%s: built in %.2f s", description, seconds)
+        log.log(level, "%s: built in %.2f s", description, seconds)
         with contextlib.suppress(CacheError):  # the entry is built, whatever else is wrong with the directory
-            self.prune(max_size, keep=key)
+            if not self._fits(entry.size, max_size):  # with room for more, or the next build would measure again
+                self.prune(ROOM * max_size, keep=key)
         return entry
+
+    # The size of the cache is the sum over the lines of one file: the total when all entries were last measured, then
+    # what each build added.  Lines are appended whole, so no lock is needed.  What is lost when two processes meet, or
+    # counted twice when an entry is replaced, is put right when all is measured again.
+
+    def _fits(self, added: int, max_size: float) -> bool:
+        """Count an entry; whether nothing speaks for measuring all of them, which takes long where there are many."""
+        self._sweep()
+        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            with open(self._size, "ab", opener=lambda name, mode: os.open(name, flags)) as file:
+                file.write(_size_line(b"+", added))
+            measured, *rest = _read_own(self._size).splitlines(keepends=True)
+            sizes = [int(line[1:]) for line in (measured, *rest)]
+        except (OSError, ValueError):
+            return False
+        expected = [_size_line(b"=", sizes[0]), *(_size_line(b"+", size) for size in sizes[1:])]
+        whole = [measured, *rest] == expected
+        return whole and len(rest) <= MEASURE_AFTER and sum(sizes) <= max_size
+
+    def _write_size(self, size: int) -> None:
+        private = self._private / secrets.token_hex(8)
+        with contextlib.suppress(OSError):  # without the file all entries are measured
+            self._size.unlink(missing_ok=True)
+            try:
+                private.touch(mode=0o600)
+                private.write_bytes(_size_line(b"=", size))
+                os.replace(private, self._size)
+            finally:
+                private.unlink(missing_ok=True)
 
     def _make_directories(self) -> None:
         # The parents too are made private, whatever the umask: who may write there can put another cache in place.
@@ -182,7 +254,7 @@ class Cache:
     def _lock(self, key: str) -> Iterator[None]:
         """Spare two processes the same work.  Correctness rests on the renames, not on the lock."""
         path = self._locks / f"{key[:2]}.lock"  # a few hundred names, or every kernel ever built would leave a file
-        timeout = _setting("SYMCONV_LOCK_TIMEOUT", LOCK_TIMEOUT)
+        timeout = setting("SYMCONV_LOCK_TIMEOUT", LOCK_TIMEOUT)
         lock = filelock.FileLock(path, timeout=timeout, mode=0o600)  # the system releases it when its holder dies
         try:
             lock.acquire()
@@ -280,7 +352,7 @@ def _building_is_forbidden() -> bool:
     return os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0")
 
 
-def _setting(name: str, default: float) -> float:
+def setting(name: str, default: float) -> float:
     """A number from the environment; read when it is needed, so that a wrong one does not break the import."""
     text = os.environ.get(name, "")
     try:
@@ -324,6 +396,16 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _size_line(mark: bytes, size: int) -> bytes:
+    return b"%s%020d\n" % (mark, size)
+
+
+def _changed(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.lstat().st_mtime
+    return 0.0
 
 
 def _digest(content: bytes) -> str:

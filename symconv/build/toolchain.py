@@ -1,47 +1,267 @@
-"""The C++ compiler (first version)."""
+"""The user's C++ compiler: found, tried out once, and put to work.
+
+What it builds are shared objects with a plain C interface.  OpenMP and Sleef come from the copies that PyTorch has
+loaded, so that there is one pool of threads: the compiler's own libgomp is never linked.  Instead an object names
+`libtorch_cpu.so` as a library that it needs, and finds there, and in what that library needs, all that it calls.  No
+symbol of PyTorch is made global for that, which would change what other extension modules find.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import dataclasses
 import functools
-import subprocess
-from collections.abc import Sequence
+import itertools
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+from ..errors import BackendError, CacheError, CompilationError
+from .cache import Cache
+from .key import _OWN_SOURCE, content_key
+from .process import RunError, progress, run
+
+log = logging.getLogger("symconv")
+
+TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+FACTS, PRIVATE = "toolchain.json", "compiling-"
+
+
+class Job(NamedTuple):
+    """A source file to compile; the description is for those who wait."""
+
+    source: Path
+    output: Path
+    options: Sequence[str] = ()
+    include: Sequence[Path] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True)
 class Toolchain:
+    """A compiler that works here.
+
+    Args:
+        compiler: its path; more words may follow, as in a shell.
+        version: the first line that it prints about itself.
+        target: an identity of the instruction set.
+        vector_bytes: the width of its vectors.
+        openmp: whether code runs on the threads of PyTorch's OpenMP, or else on one.
+        sleef: whether PyTorch exports Sleef for this width.
+        flags: the options that every compilation gets.
+    """
+
     compiler: str
+    version: str
+    target: str
     vector_bytes: int
+    openmp: bool
     sleef: bool
     flags: tuple[str, ...]
 
     def fields(self) -> dict[str, str]:
-        return {"compiler": self.compiler, "flags": " ".join(self.flags)}
+        """What built code depends on, for its content key.  Where the compiler lies is not part of it."""
+        names = ("version", "target", "vector_bytes", "sleef")
+        return {"flags": shlex.join(self.flags), **{name: str(getattr(self, name)) for name in names}}
+
+    @property
+    def title(self) -> str:
+        """The compiler's name and version, in short."""
+        numbers = re.findall(r"\d+(?:\.\d+)+", self.version)
+        [*_, program] = itertools.takewhile(lambda word: word[0] != "-", shlex.split(self.compiler))  # after ccache
+        return " ".join([Path(program).name, *numbers[-1:]])
 
     def compile(self, source: Path, output: Path, options: Sequence[str] = (), include: Sequence[Path] = ()) -> None:
-        command = [self.compiler, *self.flags, *options, *(f"-I{path}" for path in include)]
-        done = subprocess.run([*command, str(source), "-o", str(output)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr[:4000])
+        """Build the shared object `output`; it appears at once and whole.
 
+        Raises:
+            CompilationError: if the compiler refuses the source, does not end in time or is killed.
+        """
+        self._compile(Job(source, output, options, include), threading.Event())
 
-@functools.cache
-def find_toolchain() -> Toolchain:
-    flags = "-std=c++17 -O3 -march=native -fPIC -shared -fno-math-errno -fno-trapping-math -ffp-contract=fast -fopenmp"
-    return Toolchain("g++", 64, True, tuple(flags.split()))
+    def compile_all(self, jobs: Sequence[Job]) -> None:
+        """Build several, as many at a time as there are cores; the first failure ends all of them."""
+        stop = threading.Event()
+        with ThreadPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1)), "symconv-compile") as pool:
+            try:
+                for done in as_completed([pool.submit(self._compile, job, stop) for job in jobs]):
+                    done.result()
+            except BaseException:  # also Ctrl-C, of which the compilers do not know
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
+    def _compile(self, job: Job, stop: threading.Event) -> None:
+        try:
+            with progress(job.description or job.source.name, self.title):
+                self.build(job, stop)
+        except RunError as failure:
+            if stop.is_set():
+                raise
+            kept = _keep(job.source)
+            private = f"{os.sep}{PRIVATE}"  # what was there is gone
+            command = [os.path.basename(word) if private in word else word for word in failure.command]
+            command = [str(kept) if word == str(job.source) else word for word in command]
+            raise CompilationError(failure.reason, command, failure.stderr, kept) from None
 
-@functools.cache
-def _promote() -> None:
-    lib = Path(torch.__file__).parent / "lib"
-    for name in ("libgomp.so.1", "libtorch_cpu.so"):
-        ctypes.CDLL(str(lib / name), mode=ctypes.RTLD_GLOBAL)
+    def build(self, job: Job, stop: threading.Event | None = None, limit: float = float("inf")) -> None:
+        """As `compile`, for those who know what to do about a `RunError`."""
+        compiler = shlex.split(self.compiler)
+        linking = [flag for flag in self.flags if flag.startswith("-Wl,")]
+        compiling = [flag for flag in self.flags if flag not in linking]
+        with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=job.output.parent) as name:
+            tried = functools.partial(run, directory=Path(name), limit=limit, stop=stop)
+            compiled, stub, linked = (os.path.join(name, each) for each in ("kernel.o", TORCH.name, "kernel.so"))
+            include = [f"-I{path}" for path in job.include]
+            tried([*compiler, *compiling, *job.options, *include, "-c", str(job.source), "-o", compiled])
+            library: list[str] = []
+            if self.openmp or self.sleef:  # an empty library of PyTorch's name: that is all the linker needs of it
+                empty = ["-shared", "-nostdlib", f"-Wl,-soname,{TORCH.name}", "-x", "c++", os.devnull]
+                tried([*compiler, *empty, "-o", stub])
+                library = ["-Wl,--no-as-needed", stub, "-Wl,--as-needed"]
+            command = [*compiler, "-shared", *linking, compiled, *library, "-o", linked]
+            tried(command)
+            if not os.path.exists(linked):
+                raise RunError(f"{Path(compiler[0]).name} reports success but wrote nothing", True, command)
+            os.replace(linked, job.output)
 
 
 def load(path: Path) -> ctypes.CDLL:
-    _promote()
-    return ctypes.CDLL(str(path))
+    """Load a shared object; calls into it release the interpreter's lock.
+
+    Raises:
+        BackendError: if the system refuses.
+    """
+    try:
+        return ctypes.CDLL(os.fspath(path))
+    except OSError as error:
+        forbidden = "failed to map" in str(error)
+        hint = "; does its file system forbid execution? set SYMCONV_CACHE_DIR to another one" if forbidden else ""
+        raise BackendError(f"{path} cannot be loaded: {error}{hint}") from error
+
+
+def _keep(source: Path) -> Path:
+    """Where a source that does not compile was left: in the cache, or else in a private temporary directory."""
+    with contextlib.suppress(OSError):
+        try:
+            return Cache().keep_failed(source.name, source.read_text(encoding="utf-8", errors="replace"))
+        except CacheError:
+            return Path(shutil.copy(source, tempfile.mkdtemp(prefix="symconv-failed-")))
+    return source
+
+
+# -- Finding one ------------------------------------------------------------------------------------------------------
+
+
+def find_toolchain() -> Toolchain:
+    """The first compiler that works: of `$SYMCONV_CXX`, if that is set, else of `$CXX`, c++, g++ and clang++.
+
+    It is tried out once; the result is kept in the cache until a compiler, the processor or PyTorch changes.
+
+    Raises:
+        BackendError: if there is none; it says what is wrong with each.
+    """
+    with _lock:
+        return _found()
+
+
+def forget() -> None:
+    """Look for a compiler anew when one is next needed."""
+    _found.cache_clear()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@functools.cache
+def _found() -> Toolchain:
+    candidates, made = _candidates(), list[Toolchain]()
+
+    def search(directory: Path) -> None:
+        from .probe import first_that_works
+
+        made.append(first_that_works(candidates, directory))
+
+    def build(directory: Path) -> None:
+        search(directory)
+        (directory / FACTS).write_text(json.dumps(dataclasses.asdict(made[0])), encoding="utf-8")
+
+    if not any(candidates.values()):  # before the cache has its say
+        search(Path())
+    identity = {name: [_identity(word) for word in command] for name, command in candidates.items()}
+    fields = {"source": _OWN_SOURCE, "torch": f"{torch.__version__} {TORCH}", "processor": _processor()}
+    try:
+        key = content_key({**fields, "compilers": json.dumps(identity)})
+        facts = json.loads(Cache().get(key, build, "the C++ compiler", logging.DEBUG).read(FACTS))
+        found = Toolchain(**{**facts, "flags": tuple(facts["flags"])})
+    except CacheError as error:
+        log.debug("the C++ compiler is tried out in each process: %s", error)
+        if not made:
+            with tempfile.TemporaryDirectory(prefix="symconv-") as name:
+                search(Path(name))
+        found = made[0]
+    log.debug("the C++ compiler: %s", found)
+    if not found.openmp:
+        log.warning("%s does not work with PyTorch's OpenMP; kernels run on one thread", found.title)
+    return found
+
+
+def _candidates() -> Mapping[str, list[str]]:
+    """Commands, by what messages call them; empty where the program is not there."""
+    if own := os.environ.get("SYMCONV_CXX"):
+        names = {f"$SYMCONV_CXX ({own})": own}
+    else:
+        other = os.environ.get("CXX")
+        names = {**({f"$CXX ({other})": other} if other else {}), "c++": "c++", "g++": "g++", "clang++": "clang++"}
+    found = {}
+    for label, name in names.items():
+        words = [name]
+        if not shutil.which(name):  # a path may have blanks, too
+            with contextlib.suppress(ValueError):
+                words = shlex.split(name)
+        program = shutil.which(words[0]) if words else None
+        found[label] = [os.path.abspath(program), *words[1:]] if program else []
+    return found
+
+
+def _identity(word: str) -> list[str | int]:
+    """Of a program, where it is and when it was written; of an option, the option."""
+    path = shutil.which(word)
+    with contextlib.suppress(OSError):
+        if path:
+            status = os.stat(path)
+            return [word, os.path.realpath(path), status.st_size, status.st_mtime_ns]
+    return [word]
+
+
+def _processor() -> str:
+    """The model and the instruction sets of the processor."""
+    told = [platform.machine(), platform.system()]
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if not line.strip():
+                break  # the others are alike
+            if line.startswith(("model name", "flags", "Features", "CPU ", "isa")):
+                told.append(line)
+    return "\n".join(told)

@@ -109,7 +109,7 @@ SYMCONV_INLINE vec reciprocal(vec r) { return where(r == 0, 0, 1 / r); }
 SYMCONV_INLINE vec shift(vec r) { return where(r == -infinity, 0, r); }
 
 /// a - b, rounded before anything is added to it.
-SYMCONV_INLINE vec less(vec a, vec b) { return a - b; }
+SYMCONV_INLINE vec less(vec a, vec b) { return rounded(rounded(a) - b); }
 
 /// z to a whole power, by repeated squaring.
 template <int N> SYMCONV_INLINE vec ipow(vec z)

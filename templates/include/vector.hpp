@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -34,7 +35,7 @@
 #define SYMCONV_SUFFIX _pd
 #endif
 #if SYMCONV_VECTOR_BYTES == 64 && defined(__AVX512F__) && defined(__AVX512DQ__)
-// Under a mask of all lanes, which costs nothing: of the plain forms GCC 12 warns that they read what is not initialised.
+// Under a mask of all lanes, which costs nothing: GCC 12 finds uninitialised variables in the plain forms.
 #define SYMCONV_X86(name, ...) SYMCONV_PASTE(_mm512_maskz_##name, SYMCONV_SUFFIX)(-1, __VA_ARGS__)
 #elif SYMCONV_VECTOR_BYTES == 32 && defined(__AVX2__) && defined(__FMA__)
 #define SYMCONV_X86(name, ...) SYMCONV_PASTE(_mm256_##name, SYMCONV_SUFFIX)(__VA_ARGS__)
@@ -57,6 +58,20 @@ typedef real vec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
 typedef integer ivec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
 
 SYMCONV_INLINE vec splat(real value) { return value - vec{}; }  // -0 stays -0
+
+/// A value as it is rounded: the compiler may not fuse the product that it comes from with what follows.
+SYMCONV_INLINE vec rounded(vec value)
+{
+#if defined(__AVX512F__)
+    asm("" : "+v"(value));
+#elif defined(__x86_64__) && (SYMCONV_VECTOR_BYTES == 16 || defined(__AVX__))
+    asm("" : "+x"(value));
+#elif defined(__aarch64__) && SYMCONV_VECTOR_BYTES == 16
+    asm("" : "+w"(value));
+#endif
+    return value;
+}
+
 SYMCONV_INLINE ivec splat_int(integer value) { return value + ivec{}; }
 
 // -- Memory, aligned or not -------------------------------------------------------------------------------------------
@@ -86,13 +101,16 @@ SYMCONV_INLINE vec converted(ivec value) { return __builtin_convertvector(value,
 
 // -- Masks ------------------------------------------------------------------------------------------------------------
 
+// Templates, so that a number of any type is an exact match: Clang would else turn the vector into an ivec as readily.
+#define SYMCONV_NUMBER template <class Number, class = std::enable_if_t<std::is_arithmetic_v<Number>>> SYMCONV_INLINE
+
 SYMCONV_INLINE vec where(ivec mask, vec a, vec b) { return mask ? a : b; }
-SYMCONV_INLINE vec where(ivec mask, vec a, real b) { return where(mask, a, splat(b)); }
-SYMCONV_INLINE vec where(ivec mask, real a, vec b) { return where(mask, splat(a), b); }
+SYMCONV_NUMBER vec where(ivec mask, vec a, Number b) { return where(mask, a, splat(real(b))); }
+SYMCONV_NUMBER vec where(ivec mask, Number a, vec b) { return where(mask, splat(real(a)), b); }
 SYMCONV_INLINE vec where(ivec mask, real a, real b) { return where(mask, splat(a), splat(b)); }
 SYMCONV_INLINE ivec where(ivec mask, ivec a, ivec b) { return mask ? a : b; }
-SYMCONV_INLINE ivec where(ivec mask, ivec a, integer b) { return where(mask, a, splat_int(b)); }
-SYMCONV_INLINE ivec where(ivec mask, integer a, ivec b) { return where(mask, splat_int(a), b); }
+SYMCONV_NUMBER ivec where(ivec mask, ivec a, Number b) { return where(mask, a, splat_int(integer(b))); }
+SYMCONV_NUMBER ivec where(ivec mask, Number a, ivec b) { return where(mask, splat_int(integer(a)), b); }
 
 /// Whether a mask holds anywhere.
 SYMCONV_INLINE bool any(ivec mask)

@@ -15,6 +15,8 @@
 #include "math.hpp"
 #include "vector.hpp"
 
+// A loop nest on its own: all registers are for its tile.
+#define APART __attribute__((noinline))
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #define PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
@@ -695,8 +697,9 @@ struct FirstMax {
 /// The maximum, made finite, and the sum of exp(value - maximum).
 struct Exponentials {
     vec top = splat(-__builtin_inf()), total = splat(0);
-    template <class Mask> void add(Mask mask, ivec, vec v)
+    template <class Mask> void add(Mask mask, ivec, vec value)
     {
+        const vec v = rounded(value);
         const vec higher = maximum(top, v), at = finite(higher);
         total = where(mask, total * exp(top - at) + exp(v - at), total);
         top = where(mask, higher, top);
@@ -714,8 +717,9 @@ struct Exponentials {
 /// The running mean (Welford); for a constant it is that constant.
 struct Mean {
     vec total = splat(0), running = splat(0), count = splat(0);
-    template <class Mask> void add(Mask mask, ivec, vec v)
+    template <class Mask> void add(Mask mask, ivec, vec value)
     {
+        const vec v = rounded(value);
         count = where(mask, count + splat(1), count);
         total = where(mask, total + v, total);
         running = where(mask, running + (v - running) / count, running);
@@ -733,7 +737,7 @@ struct Moment {
     template <class Mask> void add(Mask mask, ivec, vec a, vec b, vec weight)
     {
         const vec all = total + weight, share = where(all == splat(0), splat(0), weight / all);
-        const vec by_a = a - mean_a, by_b = b - mean_b;
+        const vec by_a = rounded(a) - mean_a, by_b = rounded(b) - mean_b;
         value = where(mask, value + by_a * by_b * share * total, value);
         mean_a = where(mask, mean_a + by_a * share, mean_a);
         mean_b = where(mask, mean_b + by_b * share, mean_b);
