@@ -1,11 +1,12 @@
 # make demo   train three formulas on handwritten digits and draw the picture
 # make test   the test suite, without the slow sweeps
-# Both make .venv first, with the versions of constraints.txt.
+# make bench  time every kernel of the benchmark against its peers (25 minutes; BENCH=--quick for 3)
+# All make .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint types wheel golden clean
+.PHONY: demo test test-all lint types wheel golden bench clean
 
 demo: .venv/installed
 	$(BIN)/symconv demo
@@ -29,6 +30,10 @@ wheel: .venv/installed
 
 golden: .venv/installed
 	$(BIN)/python -m pytest -q tests/test_golden.py --update-golden
+
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python benchmarks/bench.py --json benchmarks/bench.json --plot benchmarks/bench.png $(BENCH)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'symconv needs Python 3.11 or newer: make PYTHON=python3.11 ...')"

@@ -219,6 +219,7 @@ def doctor() -> None:
 
     from .backends import backends
     from .build.cache import Cache
+    from .build.toolchain import find_toolchain
 
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -234,6 +235,12 @@ def doctor() -> None:
     for each in backends().values():
         reason = each.unavailable()
         table.add_row(f"backend {each.name}", "[green]runs[/]" if reason is None else f"[red]unavailable[/]: {reason}")
+    try:
+        found = find_toolchain()
+        extras = ("OpenMP" if found.openmp else "no OpenMP", "Sleef" if found.sleef else "no Sleef")
+        table.add_row("compiler", f"{found.title}, vectors of {found.vector_bytes} bytes, {', '.join(extras)}")
+    except SymconvError as error:
+        table.add_row("compiler", f"[red]none[/]: {error}")
     cache = Cache()
     try:
         cache.check_owner()

@@ -40,7 +40,9 @@ _signature_fields._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _signature(kernel: KernelLike, bias: bool | None) -> Signature:
-    return Signature(*_signature_fields(kernel, bias))
+    if torch.compiler.is_compiling():
+        return Signature(*_signature_fields(kernel, bias))
+    return as_kernel(kernel, bias).signature
 
 
 def _conv(
@@ -131,7 +133,47 @@ def _pool(
     )
 
 
+#: Calls that were checked before, by everything that a check looks at: a training loop repeats itself.
+_READY: dict[tuple[Any, ...], Call] = {}
+MAX_READY = 4096
+
+
 def run(
+    signature: Signature,
+    rank: int,
+    given: Mapping[str, Any],
+    *options: Any,
+) -> Tensor:
+    """Check everything, pad, and call the operator; what was checked before goes straight to the operator.
+
+    Args: see `checked`.
+    """
+    if torch.compiler.is_compiling():
+        call, tensors, batched, _ = checked(signature, rank, given, *options)
+        output = convolve(call, tensors)
+        return output if batched else output.squeeze(0)
+    try:
+        key = (
+            signature.text,
+            rank,
+            *options,
+            *((n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, v, type(v)) for n, v in given.items()),
+        )
+        ready = _READY.get(key)
+    except TypeError:  # a list for the stride, say
+        key, ready = (), None
+    if ready is not None:
+        return convolve(ready, [given[name] for name in signature.tensors])
+    call, tensors, batched, is_plain = checked(signature, rank, given, *options)
+    if key and is_plain:
+        if len(_READY) >= MAX_READY:
+            _READY.clear()
+        _READY[key] = call
+    output = convolve(call, tensors)
+    return output if batched else output.squeeze(0)
+
+
+def checked(
     signature: Signature,
     rank: int,
     given: Mapping[str, Any],
@@ -144,8 +186,11 @@ def run(
     padding_mode: str,
     padding_value: float,
     backend: str,
-) -> Tensor:
-    """Check everything, pad, and call the operator.
+) -> tuple[Call, list[Tensor], bool, bool]:
+    """Check everything and pad.
+
+    Returns:
+        The call, its tensors, whether they are batched, and whether they are just those that were given.
 
     Args:
         signature: the kernel's.
@@ -179,8 +224,8 @@ def run(
             image = tensors[index] if batched else tensors[index].unsqueeze(0)
             padded = role == "input" and kept != pairs
             tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image
-    output = convolve(Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers), tensors)
-    return output if batched else output.squeeze(0)
+    is_plain = batched and kept == pairs and all(name in given for name in signature.tensors)
+    return Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers), tensors, batched, is_plain
 
 
 def collect(

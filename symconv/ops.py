@@ -46,7 +46,7 @@ class Call(NamedTuple):
 
     @property
     def compiled(self) -> Compiled:
-        return backend(self.backend).compile(self.kernel)
+        return backend(self.backend).compile(kernel_of(self.formula))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,8 +63,20 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
             call.formula, call.backend, version(), list(call.numbers), call.geometry.numbers(), list(tensors)
         )[0]
         return output
+    if _is_plain(tensors):
+        return call.compiled.forward(tensors, call.numbers, call.geometry)[0]
     result: Tensor = _apply(Convolve, call, [], *tensors)
     return result
+
+
+def _is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether nobody will ask for a derivative, of whatever kind, so that autograd need not be told."""
+    return (
+        not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and torch.autograd.forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    )
 
 
 class Convolve(torch.autograd.Function):

@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 #: Where a compiled backend builds a hundred kernels and more: the slow sweeps run these, the default run the rest.
-MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas")
+MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas", "test_autograd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -107,7 +107,7 @@ def assert_kernel_works(formula=None):
     scale = next(numbers)
     x = torch.ones(1, 1, 3, 3, dtype=torch.float64)
     w = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64, requires_grad=True)
-    y = sc.conv2d(formula or f"{scale}*sum(w*x)", x, w)
+    y = sc.conv2d(formula or f"{scale}*sum(w*x)", x, w, backend="torch")
     y.sum().backward()
     if formula is None:
         assert torch.equal(y, torch.full_like(y, 2.0 * scale))
@@ -143,7 +143,7 @@ if "forbid" in sys.argv:
 
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
 torch.manual_seed(0)
-layer = symconv.Conv2d("prod(tan(x + w))", 2, 3, 2)
+layer = symconv.Conv2d("prod(tan(x + w))", 2, 3, 2, backend="torch")
 x = torch.rand(1, 2, 3, 3, requires_grad=True)
 for _ in range(2):
     y = layer(x)
@@ -682,7 +682,11 @@ def test_threads_that_race_build_once(cache_root):
 def test_threads_that_share_a_new_kernel():
     backends.cache_clear()
     x, found = torch.ones(1, 1, 2, 2), []
-    threads = [threading.Thread(target=lambda: found.append(sc.pool2d("sum(x)*3.5", x, 2).item())) for _ in range(4)]
+
+    def pool():
+        found.append(sc.pool2d("sum(x)*3.5", x, 2, backend="torch").item())
+
+    threads = [threading.Thread(target=pool) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -891,6 +895,93 @@ def test_a_failure_to_prune_does_not_lose_the_build(monkeypatch):
     assert Cache().get(KEY, Builder(), "a").read("kernel.py")
 
 
+def counted(cache):
+    """The size of the cache as it is written down."""
+    return sum(int(line[1:]) for line in (cache.root / "size").read_text().splitlines())
+
+
+def measured(cache):
+    return sum(entry.size for entry in cache.entries())
+
+
+def forbid_measuring(patch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("measured")
+
+    patch.setattr(Cache, "_measured", refuse)
+
+
+def test_a_build_does_not_measure_all_entries(monkeypatch):
+    cache = filled("a")
+    with monkeypatch.context() as patch:
+        forbid_measuring(patch)
+        filled("b", "c")
+    assert counted(cache) == measured(cache) > 3000
+    cache.prune(2500)
+    assert counted(cache) == measured(cache) < 2500
+    monkeypatch.setattr(cache_module, "MEASURE_AFTER", 2)
+    with monkeypatch.context() as patch:
+        forbid_measuring(patch)
+        filled("d", "e")
+        with pytest.raises(AssertionError, match="measured"):
+            filled("f")
+    assert (cache.root / "size").read_bytes().count(b"+") == 3
+    filled("g")
+    assert (cache.root / "size").read_bytes().count(b"+") == 0
+    assert counted(cache) == measured(cache)
+    cache.clear()
+    filled("h")
+    assert counted(cache) == measured(cache)
+
+
+def test_a_build_beyond_the_limit_makes_room_for_more(monkeypatch):
+    monkeypatch.setenv("SYMCONV_CACHE_SIZE", "20000")
+    cache = filled(*map(str, range(18)))
+    assert 15_000 < measured(cache) < 18_000
+    assert counted(cache) == measured(cache)
+    with monkeypatch.context() as patch:
+        forbid_measuring(patch)
+        filled("next")
+
+
+SIZE_DAMAGE = {
+    "missing": Path.unlink,
+    "emptied": lambda path: os.truncate(path, 0),
+    "its first line lost": lambda path: path.write_bytes(path.read_bytes().split(b"\n", 1)[1]),
+    "cut within a line": lambda path: os.truncate(path, path.stat().st_size - 3),
+    "garbage": lambda path: path.write_bytes(b"\xff\x00"),
+    "a number": lambda path: path.write_bytes(b"5"),
+    "negative": lambda path: path.write_bytes(b"=-0000000000000000005\n"),
+    "a link": lambda path: (path.rename(path.with_name("moved")), path.symlink_to("moved")),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path, 0o600)),
+    "written by others": lambda path: path.chmod(0o666),
+}
+
+
+@pytest.mark.parametrize("damage", SIZE_DAMAGE)
+def test_a_damaged_count_is_measured_anew(monkeypatch, damage):
+    cache = filled("a", "b")
+    SIZE_DAMAGE[damage](cache.root / "size")
+    monkeypatch.setenv("SYMCONV_CACHE_SIZE", "2600")
+    filled("c")
+    assert measured(cache) < 2600
+    if damage != "a directory":
+        assert counted(cache) == measured(cache)
+        assert mode(cache.root / "size") == 0o600
+    assert list((cache.root / "building").iterdir()) == []
+
+
+def test_threads_that_build_at_a_time_are_all_counted():
+    cache = filled("a")
+    threads = [threading.Thread(target=filled, args=(f"{number}",)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted(cache) == measured(cache)
+
+
 def test_an_entry_removed_after_it_was_found_can_be_read():
     for entry in (Cache().get(KEY, Builder(), "a"), Cache().get(KEY, None, "a")):
         shutil.move(entry.path, entry.path.with_name("away"))
@@ -1029,7 +1120,7 @@ def test_one_line_per_first_use(caplog):
     for expected in (r"sum(w*x) (torch): built in ", "sum(w*x) (torch): loaded from cache in "):
         caplog.clear()
         assert_kernel_works("sum(w*x)")
-        sc.conv2d("sum(w*x)", torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1))
+        sc.conv2d("sum(w*x)", torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1), backend="torch")
         [record] = caplog.records
         assert (record.name, record.levelname) == ("symconv", "INFO")
         assert record.getMessage().startswith(expected)

@@ -67,7 +67,7 @@ def test_state_dict_deepcopy_pickle_and_repr(backend: str) -> None:
     x = torch.randn(1, 4, 5, 5)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert torch.equal(twin(x), layer(x))
-    other = sc.Conv2d(layer.kernel, 4, 6, (3, 2), padding=1, groups=2, padding_mode="ignore", beta=3)
+    other = sc.Conv2d(layer.kernel, 4, 6, (3, 2), padding=1, groups=2, padding_mode="ignore", beta=3, backend=backend)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
     text = repr(layer)

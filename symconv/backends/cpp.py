@@ -1,7 +1,7 @@
 """The C++ backend: generated code for the CPU, compiled at first use with the user's g++ or clang++.
 
-A kernel is one source text.  What is built from it are *libraries*, one for each pass, dtype and kind of padding, each when
-it is first called for; a forward pass never waits for the compilation of a backward pass.
+A kernel is one source text.  What is built from it are *libraries*, one for each pass, dtype and kind of padding, each
+when it is first called for; a forward pass never waits for the compilation of a backward pass.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import functools
 import json
 import logging
 import os
+import shlex
+import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
@@ -23,12 +25,12 @@ import torch
 from ..build.cache import Cache
 from ..build.key import content_key, generator_fields
 from ..build.toolchain import Toolchain, find_toolchain, load
-from ..errors import BackendError, CacheError, SymconvWarning
+from ..errors import BackendError, CacheError, CompilationError, SymconvWarning
 from ..geometry import Geometry
-from ..kernel import Kernel
+from ..kernel import Kernel, kernel_of
 from ..render import template_directory, templates
-from . import DTYPES
-from .cpp_schedule import Facts, Plan, Tiles, facts_of, plan_of, tiles_of
+from . import DTYPES, Compiled, backend
+from .cpp_schedule import Facts, Plan, facts_of, plan_of, tiles_of
 
 log = logging.getLogger("symconv")
 
@@ -40,6 +42,10 @@ STORAGE = {
     torch.float16: ("-DSYMCONV_REAL=float", "-DSYMCONV_FLOAT16"),
     torch.bfloat16: ("-DSYMCONV_REAL=float", "-DSYMCONV_BFLOAT16"),
 }
+
+
+#: The process whose threads the OpenMP pool belongs to: a child of fork has none of them and would wait for ever.
+_PARENT = os.getpid()
 
 
 class CppBackend:
@@ -79,7 +85,7 @@ class CppBackend:
         found = self._compiled.get(key)
         if found is None:
             with self._lock:
-                found = self._compiled.get(key) or CppKernel(kernel.title, *self._generated(kernel))
+                found = self._compiled.get(key) or CppKernel(kernel.text, kernel.title, *self._generated(kernel))
                 self._compiled[key] = found
         return found
 
@@ -125,8 +131,9 @@ def generate(kernel: Kernel) -> dict[str, str]:
 class CppKernel:
     """A generated C++ file and the libraries built from it."""
 
-    def __init__(self, title: str, source: str, facts: Facts) -> None:
-        self.title, self.source, self.facts = title, source, facts
+    def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
+        self.text, self.title, self.source, self.facts = text, title, source, facts
+        self._broken = False
         self.kept = tuple(facts.kept)
         self.has_gradient = frozenset(facts.has_gradient)
         self._libraries: dict[tuple[str, torch.dtype, bool], Any] = {}
@@ -140,6 +147,8 @@ class CppKernel:
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         x = tensors[0]
         plan = self._plan("forward", tensors, geometry)
+        if plan is None:
+            return self._instead.forward(tensors, numbers, geometry)
         real = torch.promote_types(x.dtype, torch.float32)
         output = torch.empty(plan.output_shape, dtype=x.dtype)
         kept = tuple(
@@ -158,6 +167,8 @@ class CppKernel:
         needs: AbstractSet[str],
     ) -> tuple[torch.Tensor | None, ...]:
         plan = self._plan("backward", tensors, geometry)
+        if plan is None:
+            return self._instead.backward(grad_output, kept, tensors, numbers, geometry, needs)
         dtype = tensors[0].dtype
         real = torch.promote_types(dtype, torch.float32)
         gradients = [
@@ -171,15 +182,30 @@ class CppKernel:
 
     # -- Calls -------------------------------------------------------------------------------------------------------
 
-    def _plan(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> Plan:
-        x, threads = tensors[0], torch.get_num_threads()
-        key = (direction, geometry, threads, x.dtype, *(each.shape for each in tensors))
+    @functools.cached_property
+    def _instead(self) -> Compiled:
+        """The same kernel on the torch backend, which needs no compiler; both keep the same for a backward pass."""
+        return backend("torch").compile(kernel_of(self.text))
+
+    def _plan(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> Plan | None:
+        """How a call is cut, with the function that computes it; None where that cannot be built."""
+        x, threads = tensors[0], torch.get_num_threads() if os.getpid() == _PARENT else 1
+        key = (direction, geometry, threads, x.dtype, *[each.shape for each in tensors])
         found = self._plans.get(key)
         if found is None:
+            if self._broken:
+                return None
             toolchain = find_toolchain()
             tiles = tiles_of(self.facts, toolchain.vector_bytes)
             plan = plan_of(self.facts, direction, tiles, toolchain.vector_bytes, tensors, geometry, threads)
-            function = self._library(direction, x.dtype, geometry.ignore and any(map(any, geometry.padding)))
+            try:
+                function = self._library(direction, x.dtype, geometry.ignore and any(map(any, geometry.padding)))
+            except (CompilationError, CacheError, OSError) as error:
+                self._broken = True
+                warnings.warn(
+                    f"{error}\nThe torch backend computes {self.title!r} instead.", SymconvWarning, stacklevel=2
+                )
+                return None
             found = self._plans[key] = plan.with_function(function)
         return found
 
@@ -206,6 +232,7 @@ class CppKernel:
             *["-DSYMCONV_IGNORE"] * ignore,
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
             *tiles_of(self.facts, toolchain.vector_bytes).options(),
+            *shlex.split(os.environ.get("SYMCONV_CXXFLAGS", "")),
         ]
         include = template_directory() / "include"
         headers = {name: text for name, text in templates().items() if name.endswith(".hpp")}
@@ -216,8 +243,21 @@ class CppKernel:
             source.write_text(self.source, encoding="utf-8")
             toolchain.compile(source, directory / LIBRARY, options, [include])
 
-        entry = Cache().get(key, build, f"{self.title} (cpp, {direction}, {str(dtype).removeprefix('torch.')})")
-        function = load(entry.path / LIBRARY)[f"symconv_{direction}"]
+        description = f"{self.title} (cpp, {direction}, {str(dtype).removeprefix('torch.')})"
+        try:
+            entry = Cache().get(key, build, description)
+            try:
+                library = load(entry.path_of(LIBRARY))
+            except BackendError as error:  # another process has removed it meanwhile
+                raise CacheError(str(error)) from error
+        except CompilationError:
+            raise
+        except CacheError as error:  # it can still be built for this process alone
+            warnings.warn(f"{error}; {description} is compiled anew in each process", SymconvWarning, stacklevel=2)
+            with tempfile.TemporaryDirectory(prefix="symconv-") as directory:
+                build(Path(directory))
+                library = load(Path(directory) / LIBRARY)
+        function = library[f"symconv_{direction}"]
         function.restype = ctypes.c_int64
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         return function

@@ -1,7 +1,7 @@
 """How the C++ backend cuts the work: register tiles per kernel, strips of windows per call.
 
-`Tiles` are compiled in; they follow from the number of vector registers and from what a kernel accumulates.  A `Plan` is
-made once per shape; it follows from the size of the caches.  Both print what they decided.
+`Tiles` are compiled in; they follow from the number of vector registers and from what a kernel accumulates.  A `Plan`
+is made once per shape; it follows from the size of the caches.  Both print what they decided.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,9 @@ from ..lower import Schedule, Sweep
 #: Vectors that an accumulator of each kind holds.
 STATE = {"sum": 1, "product": 1, "max": 1, "first_max": 2, "exponentials": 2, "mean": 3, "moment": 4}
 #: Functions that take many instructions and many registers.
-HEAVY = frozenset("exp log sin cos tan tanh sigmoid pow expm1 log1p softplus asin acos atan atan2 sinh cosh erf sinc".split())
+HEAVY = frozenset(
+    "exp log sin cos tan tanh sigmoid pow expm1 log1p softplus asin acos atan atan2 sinh cosh erf sinc".split()
+)
 
 
 class Facts(NamedTuple):
@@ -57,8 +58,14 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         sorted(schedule.has_gradient),
         per_filter,
         [max((sum(STATE.get(a.kind, 0) for a in sweep.accumulators) for sweep in each), default=1) for each in passes],
-        [sum(place.operand.role == "input" for place in places), sum(place.operand.role != "input" for place in places)],
-        [sum(count for sweep in each for name, count in sweep.taps.operations.items() if name in HEAVY) for each in passes],
+        [
+            sum(place.operand.role == "input" for place in places),
+            sum(place.operand.role != "input" for place in places),
+        ],
+        [
+            sum(count for sweep in each for name, count in sweep.taps.operations.items() if name in HEAVY)
+            for each in passes
+        ],
         [_values(sweeps, extra) for sweeps, extra in zip(passes, (1, 1 + len(schedule.kept)))],
     )
 
@@ -151,6 +158,8 @@ class _Geometry(ctypes.Structure):
     ]
 
 
+#: The roles of operands that are read as they lie in memory, without steps.
+PACKED = ("weight", "bias", "param")
 #: Numbers per tensor: data, channels, group, and the steps along n, channel, tap, z, y, x.
 TENSOR = 9
 
@@ -175,6 +184,7 @@ class Plan:
     groups: int = field(repr=False)
     function: Any = field(default=None, repr=False)
     _scratch: list[int] = field(default_factory=list, repr=False)
+    _layouts: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def with_function(self, function: Any) -> Plan:
         return replace(self, function=function)
@@ -188,37 +198,44 @@ class Plan:
 
     def arguments(
         self, tensors: Sequence[torch.Tensor | None], lying: Sequence[tuple[str, str]]
-    ) -> tuple[Any, list[torch.Tensor]]:
+    ) -> tuple[Any, list[torch.Tensor | None]]:
         """The tensors as the library reads them, and those that must live until it returns.
 
         Args:
             tensors: operands, values per window, gradients; None for a gradient that is not wanted.
             lying: the role and the axes of each.
         """
-        numbers: list[int] = []
-        held = []
-        for tensor, (role, axes) in zip(tensors, lying):
-            if tensor is None:
-                numbers += [0] * TENSOR
-                continue
-            if role in ("weight", "bias", "param"):
-                tensor = tensor.contiguous()
-                held.append(tensor)
-                numbers += [tensor.data_ptr(), *[0] * (TENSOR - 1)]
-                continue
-            stride, rank = tensor.stride(), len(self.output_shape) - 2
-            channels = group = 0
-            along = {"o": 0, "t": 0}
-            if role == "input":
-                along["o"] = stride[1]
-                shared = tensor.shape[1] % self.groups != 0
-                channels = tensor.shape[1] if shared else tensor.shape[1] // self.groups
-                group = 0 if shared else channels
-            else:
-                along |= dict(zip(axes, stride[1:]))
-            numbers += [tensor.data_ptr(), channels, group]
-            numbers += [stride[0], along["o"], along["t"], *[0] * (3 - rank), *stride[len(stride) - rank :]]
-        return (ctypes.c_int64 * len(numbers))(*numbers), held
+        tensors = [
+            tensor.contiguous() if tensor is not None and role in PACKED else tensor
+            for tensor, (role, _) in zip(tensors, lying)
+        ]
+        strides = tuple(None if tensor is None else tensor.stride() for tensor in tensors)
+        found = self._layouts.get(strides)
+        if found is None:
+            numbers = [n for tensor, each in zip(tensors, lying) for n in self._layout(tensor, *each)]
+            found = self._layouts[strides] = (ctypes.c_int64 * len(numbers))(*numbers)
+        arguments = type(found).from_buffer_copy(found)  # other threads may be calling
+        for index, tensor in enumerate(tensors):
+            if tensor is not None:
+                arguments[index * TENSOR] = tensor.data_ptr()
+        return arguments, tensors
+
+    def _layout(self, tensor: torch.Tensor | None, role: str, axes: str) -> list[int]:
+        """One tensor as the library reads it, without its data."""
+        if tensor is None or role in PACKED:
+            return [0] * TENSOR
+        stride, rank = tensor.stride(), len(self.output_shape) - 2
+        channels = group = 0
+        along = {"o": 0, "t": 0}
+        if role == "input":
+            along["o"] = stride[1]
+            shared = tensor.shape[1] % self.groups != 0
+            channels = tensor.shape[1] if shared else tensor.shape[1] // self.groups
+            group = 0 if shared else channels
+        else:
+            along |= dict(zip(axes, stride[1:]))
+        steps = [stride[0], along["o"], along["t"], *[0] * (3 - rank), *stride[len(stride) - rank :]]
+        return [0, channels, group, *steps]
 
 
 def plan_of(

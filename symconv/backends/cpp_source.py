@@ -1,8 +1,8 @@
 """What the C++ template is told: a schedule, printed.
 
 A pass (forward, backward) reads operands and window values at *places*.  For each domain that its sweeps run over, the
-generated struct has one member per symbol, which knows by itself how its operand lies: every call in a sweep is the same
-text, `x(here)`.
+generated struct has one member per symbol, which knows by itself how its operand lies: every call in a sweep is the
+same text, `x(here)`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import sympy as sp
 
 from ..kernel import Kernel
-from ..language.axes import WINDOW, Domain, Labels, Value, domain
+from ..language.axes import WINDOW, Domain, Labels, domain
 from ..language.symbols import Access, Operand
 from ..lower import YIELDS, Block, Schedule, Sweep
 from ..printers.cpp import CppPrinter, identifier
@@ -370,7 +370,9 @@ class _Backward(_Pass):
     def context(self) -> dict[str, Any]:
         doc = "What reaches each operand once per window."
         windows = self.function("gradient_windows", doc, self.last, WINDOW)
-        sinks = [self.sink(place, WINDOW, value) for place, value in zip(self.schedule.window_gradients, windows["values"])]
+        sinks = [
+            self.sink(place, WINDOW, value) for place, value in zip(self.schedule.window_gradients, windows["values"])
+        ]
         gradients = []
         for index, name in enumerate(self.tensors):
             operand = self.operands[name]
@@ -378,7 +380,9 @@ class _Backward(_Pass):
             sizes = ["1" if operand.bank is None else str(operand.bank)]
             sizes += ["windows.geometry.groups * windows.geometry.filters"] * ("o" in operand.axes)
             sizes += ["windows.geometry.channels"] * ("c" in operand.axes) + ["windows.taps"] * ("t" in operand.axes)
-            gradients.append({"name": name, "kind": kind, "index": index, "elements": " * ".join(sizes), **self.field(name)})
+            gradients.append(
+                {"name": name, "kind": kind, "index": index, "elements": " * ".join(sizes), **self.field(name)}
+            )
         return {"windows": windows, "window_sinks": sinks, "gradients": gradients, **super().context()}
 
     def values(self) -> list[tuple[str, str, str]]:

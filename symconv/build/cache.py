@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -40,6 +41,8 @@ MEASURE_AFTER = 256
 ROOM = 0.9
 #: So many sources that did not compile are kept.
 KEPT_FAILURES = 16
+#: Flags to open a file: not through a link, not waiting on a pipe.
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 #: Seconds after which a private build directory is taken to be left over from a killed process.
 ABANDONED = 3600.0
 
@@ -155,7 +158,7 @@ class Cache:
                 self._remove(path)
             self._size.unlink(missing_ok=True)
             for path in _children(self._failed):
-                path.unlink(missing_ok=True)
+                _delete(path)
             return len(paths)
 
     def keep_failed(self, name: str, text: str) -> Path:
@@ -167,11 +170,14 @@ class Cache:
             stem, dot, suffix = os.path.basename(name).rpartition(".")
             path = self._failed / f"{stem}-{_digest(text.encode())[:12]}{dot}{suffix}"
             private = self._private / secrets.token_hex(8)
-            private.write_text(text, encoding="utf-8")
-            private.chmod(0o600)
-            os.replace(private, path)
+            try:
+                private.write_text(text, encoding="utf-8")
+                private.chmod(0o600)
+                os.replace(private, path)
+            finally:
+                private.unlink(missing_ok=True)
             for old in sorted(_children(self._failed), key=_changed, reverse=True)[KEPT_FAILURES:]:
-                old.unlink(missing_ok=True)
+                _delete(old)
             return path
 
     def check_owner(self) -> None:
@@ -209,7 +215,7 @@ class Cache:
             log.log(level, "%s: loaded from cache in %.1f ms", description, 1e3 * seconds)
             return entry
         log.log(level, "%s: built in %.2f s", description, seconds)
-        with contextlib.suppress(CacheError):  # the entry is built, whatever else is wrong with the directory
+        with contextlib.suppress(OSError):  # the entry is built, whatever else is wrong with the directory
             if not self._fits(entry.size, max_size):  # with room for more, or the next build would measure again
                 self.prune(ROOM * max_size, keep=key)
         return entry
@@ -221,17 +227,19 @@ class Cache:
     def _fits(self, added: int, max_size: float) -> bool:
         """Count an entry; whether nothing speaks for measuring all of them, which takes long where there are many."""
         self._sweep()
-        flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_APPEND | _CAREFUL
         try:
             with open(self._size, "ab", opener=lambda name, mode: os.open(name, flags)) as file:
-                file.write(_size_line(b"+", added))
-            measured, *rest = _read_own(self._size).splitlines(keepends=True)
-            sizes = [int(line[1:]) for line in (measured, *rest)]
-        except (OSError, ValueError):
+                file.write(b"+%020d\n" % added)
+            content = _read_own(self._size)
+        except OSError:
             return False
-        expected = [_size_line(b"=", sizes[0]), *(_size_line(b"+", size) for size in sizes[1:])]
-        whole = [measured, *rest] == expected
-        return whole and len(rest) <= MEASURE_AFTER and sum(sizes) <= max_size
+        whole = re.fullmatch(rb"=\d{20}\n(\+\d{20}\n)*", content)
+        return (
+            bool(whole)
+            and content.count(b"+") <= MEASURE_AFTER
+            and sum(map(int, re.findall(rb"\d+", content))) <= max_size
+        )
 
     def _write_size(self, size: int) -> None:
         private = self._private / secrets.token_hex(8)
@@ -239,7 +247,7 @@ class Cache:
             self._size.unlink(missing_ok=True)
             try:
                 private.touch(mode=0o600)
-                private.write_bytes(_size_line(b"=", size))
+                private.write_bytes(b"=%020d\n" % size)
                 os.replace(private, self._size)
             finally:
                 private.unlink(missing_ok=True)
@@ -380,8 +388,7 @@ def _check_ours(path: Path, status: os.stat_result) -> None:
 
 def _read_own(path: Path) -> bytes:
     """The content of a file that is ours alone.  The open file is checked: nobody can swap it after that."""
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not through a link, not waiting on a pipe
-    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | _CAREFUL)) as file:
         _check_ours(path, os.fstat(file.fileno()))
         return file.read()
 
@@ -396,10 +403,6 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _size_line(mark: bytes, size: int) -> bytes:
-    return b"%s%020d\n" % (mark, size)
 
 
 def _changed(path: Path) -> float:

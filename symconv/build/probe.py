@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import contextlib
 import ctypes
 import dataclasses
@@ -124,7 +125,11 @@ def _tried(toolchain: Toolchain, directory: Path) -> Toolchain:
     source.write_text(PROBE, encoding="utf-8")
     toolchain.build(Job(source, output), limit=PROBE_TIMEOUT)
     try:
-        answer = load(output)["symconv_probe"](1)
+        library = load(output)
+        try:
+            answer = library["symconv_probe"](1)
+        finally:  # a file in use cannot be deleted everywhere
+            _ctypes.dlclose(library._handle)
     except (BackendError, AttributeError) as error:
         raise RunError(f"what it builds does not load: {error}", True) from error
     if answer != ANSWER:

@@ -59,6 +59,8 @@ def run(
     except CacheError as error:
         raise BackendError(str(error)) from None
     name, deadline = Path(command[0]).name, time.monotonic() + timeout
+    if stop is not None and stop.is_set():
+        raise RunError(f"{name} was stopped", command=command)
     try:
         process = subprocess.Popen(
             command,

@@ -218,8 +218,11 @@ def _found() -> Toolchain:
     except CacheError as error:
         log.debug("the C++ compiler is tried out in each process: %s", error)
         if not made:
-            with tempfile.TemporaryDirectory(prefix="symconv-") as name:
-                search(Path(name))
+            try:
+                with tempfile.TemporaryDirectory(prefix="symconv-") as name:
+                    search(Path(name))
+            except OSError as reason:
+                raise BackendError(f"no C++ compiler can be tried out: {error}; {reason}") from reason
         found = made[0]
     log.debug("the C++ compiler: %s", found)
     if not found.openmp:

@@ -1,0 +1,187 @@
+"""The C++ backend beyond the suite of all backends: text, memory, threads, processes, what cannot be built."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import symconv as sc
+from symconv.backends import backends
+from symconv.backends.cpp import generate
+from symconv.backends.cpp_schedule import Tiles, facts_of, tiles_of
+from symconv.errors import CompilationError, SymconvWarning
+from symconv.lower import lower
+
+pytestmark = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
+
+GOLDEN = Path(__file__).parent / "golden"
+KERNELS = {"adder": "-sum(abs(x - w))", "tropical": "sum(max(x + w, dim=t), dim=c)", "softpool": "sum(x*softmax(x))"}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_golden(name: str, request: pytest.FixtureRequest) -> None:
+    source = generate(sc.Kernel(KERNELS[name], name=name))["kernel.cpp"]
+    path = GOLDEN / f"{name}.cpp.txt"
+    if request.config.getoption("--update-golden"):
+        path.write_text(source, encoding="utf-8")
+    assert source == path.read_text(encoding="utf-8"), "run `make golden` and review the difference"
+
+
+def test_words_of_cpp_are_names_like_others() -> None:
+    text = "new: weight\nfloat: param\nint: field[o]\ninside: input\nsum(new*x*inside)*float + int"
+    x, guide = torch.randn(1, 2, 5, 5), torch.randn(1, 2, 5, 5)
+    w, field = torch.randn(2, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    given = {"new": w, "int": field, "inside": guide, "float": torch.tensor(2.0)}
+    found = [sc.conv2d(text, x, kernel_size=3, out_channels=2, backend=b, **given) for b in ("torch", "cpp")]
+    torch.testing.assert_close(*found)
+
+
+def test_tiles_shrink_with_what_is_accumulated() -> None:
+    def tiles(text: str, vector_bytes: int = 64) -> Tiles:
+        kernel = sc.Kernel(text)
+        return tiles_of(facts_of(kernel, lower(kernel.formula)), vector_bytes)
+
+    assert tiles("sum(w*x)").filters > tiles("max(x + w)").filters >= tiles("var(x + w)").filters
+    assert tiles("sum(w*x)", 32).filters < tiles("sum(w*x)").filters
+    assert tiles("sum(x*softmax(x))").filters == 1
+    assert "filters=" in repr(tiles("sum(w*x)"))
+
+
+@pytest.mark.parametrize("formula", ["-sum(abs(x - w))", "max(x + w)"])
+def test_the_same_bits_again_and_close_for_any_number_of_threads(formula: str) -> None:
+    x = torch.randn(1, 3, 40, 40, requires_grad=True)
+    w = torch.randn(5, 3, 3, 3, requires_grad=True)
+
+    def step() -> list[torch.Tensor]:
+        y = sc.conv2d(formula, x, w, padding=1, backend="cpp")
+        return [y, *torch.autograd.grad(y, (x, w), torch.cos(y))]
+
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found.append(step())
+        assert all(map(torch.equal, found[-1], step()))
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "sliced"])
+def test_no_copy_of_the_image(layout: str) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    from memory import PeakBytes
+
+    x = torch.randn(4, 8, 160, 160)
+    x = {
+        "contiguous": lambda: x,
+        "channels_last": lambda: x.to(memory_format=torch.channels_last),
+        "transposed": lambda: x.transpose(2, 3),
+        "sliced": lambda: torch.randn(4, 8, 160, 322)[..., 1:321:2],
+    }[layout]()
+    w = torch.randn(8, 8, 3, 3)
+    expected = sc.conv2d("-sum(abs(x - w))", x, w, padding=1, backend="torch")
+    sc.conv2d("-sum(abs(x - w))", x, w, padding=1, backend="cpp")
+    with PeakBytes() as counter:
+        y = sc.conv2d("-sum(abs(x - w))", x, w, padding=1, backend="cpp")
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    assert counter.peak - y.nbytes < 0.3 * x.nbytes
+
+
+def _in_a_child(queue: Any) -> None:
+    y = sc.conv2d("sum(w*x)", torch.ones(1, 1, 64, 64), torch.ones(1, 1, 3, 3), backend="cpp")
+    queue.put(y.mean().item())
+
+
+def test_after_a_fork() -> None:
+    torch.set_num_threads(2)
+    sc.conv2d("sum(w*x)", torch.ones(8, 1, 64, 64), torch.ones(1, 1, 3, 3), backend="cpp")  # the pool has threads now
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = context.Process(target=_in_a_child, args=(queue,))
+        child.start()
+    assert queue.get(timeout=60) == 9.0
+    child.join(10)
+
+
+def test_a_kernel_that_cannot_be_built_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise CompilationError("c++ failed", ["c++"], "no", Path("kernel.cpp"))
+
+    monkeypatch.setattr("symconv.build.toolchain.Toolchain.compile", fail)
+    x = torch.randn(1, 1, 5, 5, requires_grad=True)
+    with pytest.warns(SymconvWarning, match="The torch backend computes"):
+        y = sc.conv2d("17.25*sum(w*x)", x, torch.ones(1, 1, 3, 3))
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, torch.autograd.grad(
+        torch.nn.functional.conv2d(x, torch.full((1, 1, 3, 3), 17.25)).sum(), x
+    )[0])  # fmt: skip
+
+
+def test_without_a_compiler_one_line_says_so(tmp_path: Path) -> None:
+    program = (
+        "import logging; logging.basicConfig(); import torch, symconv as sc\n"
+        "for _ in range(3): print(sc.conv2d('sum(w*x)', torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)).item())\n"
+    )
+    environment = os.environ | {"PATH": str(tmp_path), "SYMCONV_CACHE_DIR": str(tmp_path / "cache")}
+    environment.pop("CXX", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["9.0"] * 3
+    assert done.stderr.count("symconv runs on the torch backend") == 1
+
+
+def test_one_log_line_for_each_library(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "symconv"):
+        sc.conv2d("19.5*sum(w*x)", torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), backend="cpp")
+    assert sum("forward, float32" in record.message for record in caplog.records) == 1
+    assert not any("backward" in record.message for record in caplog.records)
+
+
+SANITIZED = """
+import ctypes, sys, torch, symconv as sc
+for formula in ("-sum(abs(x - w)) + b", "sum(max(x + w, dim=t), dim=c)", "median(x)", "sum(x[c, t+1]*w) + x[o, 0]"):
+    for options in ({}, dict(padding=2, dilation=2, stride=2), dict(padding=1, padding_mode="ignore", groups=2)):
+        x = torch.randn(2, 4, 9, 7, requires_grad=True)
+        w = torch.randn(4, 4 // options.get("groups", 1), 3, 2, requires_grad=True)
+        given = {"b": torch.randn(4)} if "+ b" in formula else {}
+        weight = w if "w" in formula else None
+        shape = {} if weight is not None else dict(kernel_size=(3, 2), out_channels=4)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            y = sc.conv2d(formula, x, weight, given.get("b"), backend="cpp", **options, **shape)
+            y.sum().backward()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_generated_code_under_sanitizers(tmp_path: Path) -> None:
+    """Addresses and undefined behaviour, forward and backward."""
+    libraries = []
+    for name in ("libasan.so", "libubsan.so"):
+        find = ["g++", f"-print-file-name={name}"]
+        libraries.append(subprocess.run(find, capture_output=True, text=True, check=False).stdout.strip())
+        if not os.path.isabs(libraries[-1]):
+            pytest.skip(f"no {name} beside g++")
+    environment = os.environ | {
+        "SYMCONV_CXXFLAGS": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined",
+        "SYMCONV_CACHE_DIR": str(tmp_path),
+        "LD_PRELOAD": ":".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SANITIZED], env=environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    for word in ("ERROR", "runtime error"):
+        assert word not in done.stderr, done.stderr[-4000:]
