@@ -29,7 +29,7 @@ wheel: .venv/installed
 	$(BIN)/python -m build --wheel --outdir dist .
 
 golden: .venv/installed
-	$(BIN)/python -m pytest -q tests/test_golden.py --update-golden
+	$(BIN)/python -m pytest -q tests/test_golden.py tests/test_cpp.py -k golden --update-golden
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"

@@ -3,7 +3,8 @@
     python benchmarks/bench.py [--quick] [--kernels a,b] [--shapes s,t] [--peers p,q] [--json FILE] [--plot FILE]
 
 Each formula runs in a process of its own, with as many threads for everyone; if a peer brings that process down or
-takes too long, another one goes on behind it.  Before anything is timed its values are compared with symconv's PyTorch
+takes too long, another one goes on behind it.  A formula gets its share of the minutes; cells that it does not reach
+are skipped, `torch.compile` of hand-written forms first.  Before anything is timed its values are compared with symconv's PyTorch
 backend.  Compilation and a first run are not timed; the time is the median of the rest.  Without --shapes, what
 `torch.compile` needs a minute for runs on each formula's first layer alone.
 """
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def planned(chosen: list[Case], named: list[str] | None, options: argparse.Names
             if named is None and slow and (options.quick or not (first or options.shapes)):
                 continue
             cells += [(each.shape.name, peer, direction) for direction in DIRECTIONS]
-    return plan
+    return {formula: sorted(cells, key=lambda cell: cell[1].endswith(" compiled")) for formula, cells in plan.items()}
 
 
 def main() -> None:
@@ -58,11 +60,13 @@ def main() -> None:
     parser.add_argument(
         "--cap", type=float, help="seconds of a single run beyond which a peer is skipped (10, quick 3)"
     )
+    parser.add_argument("--minutes", type=float, help="for the whole run, about (25, quick 4)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write all facts there")
     parser.add_argument("--plot", type=Path, help="draw the picture there")
     options = parser.parse_args()
     options.seconds = options.seconds or (0.05 if options.quick else 0.3)
+    options.minutes = options.minutes or (4.0 if options.quick else 25.0)
     options.cap = options.cap or (3.0 if options.quick else 10.0)
     for kind, given, known in (("kernel", options.kernels, FORMULAS), ("shape", options.shapes, SHAPES)):
         if unknown := [name for name in given or () if name not in known]:
@@ -81,8 +85,10 @@ def main() -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("", total=sum(map(len, plan.values())))
-        for formula, wanted in plan.items():
-            for message in run(formula, wanted, limits):
+        end = time.monotonic() + 60 * options.minutes
+        for number, (formula, wanted) in enumerate(plan.items()):
+            share = (end - time.monotonic()) / (len(plan) - number)
+            for message in run(formula, wanted, limits, time.monotonic() + share):
                 if "begins" in message:
                     place = message["begins"]
                     text = f"{formula}, {place['shape']}: {place['peer']}, {place['direction']}"

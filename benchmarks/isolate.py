@@ -39,8 +39,11 @@ class EndedError(Exception):
         self.slow, self.cell = slow, cell
 
 
-def run(formula: str, cells: list[Cell], limits: Limits) -> Iterator[dict[str, Any]]:
-    """The facts of the cells as they come, `{"cell": ...}`; before each `{"begins": ...}`."""
+def run(formula: str, cells: list[Cell], limits: Limits, end: float = float("inf")) -> Iterator[dict[str, Any]]:
+    """The facts of the cells as they come, `{"cell": ...}`; before each `{"begins": ...}`.
+
+    At the time `end` of the monotonic clock those that are left are skipped.
+    """
     left = list(cells)
     while left:
         try:
@@ -48,6 +51,12 @@ def run(formula: str, cells: list[Cell], limits: Limits) -> Iterator[dict[str, A
                 yield message
                 if "cell" in message:
                     del left[: left.index(place(message["cell"])) + 1]  # those before it are none for a peer
+                if time.monotonic() > end:
+                    break
+            else:
+                return
+            for cell in left:
+                yield {"cell": facts(formula, cell) | {"skipped": "no time"}}
             return
         except EndedError as error:
             if error.cell is None:  # it does not even start
@@ -56,13 +65,16 @@ def run(formula: str, cells: list[Cell], limits: Limits) -> Iterator[dict[str, A
                 lost = [(*error.cell[:2], direction) for direction in DIRECTIONS if error.slow] or [error.cell]
                 left = left[left.index(error.cell) :]
             for cell in [each for each in left if each in lost]:
-                facts = {"skipped" if error.slow else "failed": str(error)}
-                yield {"cell": {"formula": formula} | dict(zip(("shape", "peer", "direction"), cell)) | facts}
+                yield {"cell": facts(formula, cell) | {"skipped" if error.slow else "failed": str(error)}}
             left = [each for each in left if each not in lost]
 
 
-def place(facts: dict[str, Any]) -> Cell:
-    return facts["shape"], facts["peer"], facts["direction"]
+def facts(formula: str, cell: Cell) -> dict[str, Any]:
+    return {"formula": formula} | dict(zip(("shape", "peer", "direction"), cell))
+
+
+def place(said: dict[str, Any]) -> Cell:
+    return said["shape"], said["peer"], said["direction"]
 
 
 def attempt(formula: str, cells: list[Cell], limits: Limits) -> Iterator[dict[str, Any]]:

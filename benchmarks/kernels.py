@@ -43,7 +43,8 @@ FORMULAS: dict[str, Formula] = {
     each.name: each
     for each in (
         Formula("linear", "sum(w*x)", _EVERY),
-        Formula("adder", sc.zoo.adder.text, _EVERY),
+        # Where x is w in float32, as in a few of 1e8 taps, the slope of abs is 0 for some and 1 for others.
+        Formula("adder", sc.zoo.adder.text, _EVERY, tolerance=1e-3),
         Formula("adder_published", sc.zoo.adder_published.text),
         # Where two taps come out equal in float32 the gradient goes to one or the other.
         Formula("dilation", sc.zoo.dilation.text, ("stage1", "stage3", "depthwise", "audio"), tolerance=1e-2),

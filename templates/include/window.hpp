@@ -682,11 +682,19 @@ struct Max {
 /// The maximum and the scan position of the first tap that attains it; NaN wins.
 struct FirstMax {
     vec value = splat(-__builtin_inf());
-    ivec position = splat_int(0x7fffffff);
+#ifdef SYMCONV_IGNORE
+    ivec position = splat_int(0x7fffffff);  // nothing has been seen
+#else
+    ivec position = splat_int(0);  // of the first tap, which stands where all are -inf
+#endif
     template <class Mask> void add(Mask mask, ivec here, vec v)
     {
-        ivec better = (v > value) | ((v != v) & (value == value)) | ((v == value) & (position > here));
-        better = where(mask, better, splat_int(0));
+        ivec better = ~(v <= value) & (value == value);
+#ifdef SYMCONV_IGNORE
+        better = where(mask, better | ((v == value) & (position > here)), splat_int(0));
+#else
+        (void)mask;
+#endif
         value = where(better, v, value);
         position = where(better, here, position);
     }
