@@ -4,7 +4,8 @@
 
 Each formula runs in a process of its own, with as many threads for everyone; if a peer brings that process down or
 takes too long, another one goes on behind it.  A formula gets its share of the minutes; cells that it does not reach
-are skipped, `torch.compile` of hand-written forms first.  Before anything is timed its values are compared with symconv's PyTorch
+are skipped, `torch.compile` of hand-written forms first.  Before anything is timed its values are compared with
+symconv's PyTorch
 backend.  Compilation and a first run are not timed; the time is the median of the rest.  Without --shapes, what
 `torch.compile` needs a minute for runs on each formula's first layer alone.
 """

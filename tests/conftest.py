@@ -31,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew instead of comparing")
 
 
-#: Where a compiled backend builds a hundred kernels and more, at a second or two each.  The default run leaves these out,
-#: the slow sweeps take one in six, and `make test-all` takes all.
+#: Where a compiled backend builds a hundred kernels and more, at a second or two each.  The default run leaves these
+#: out, the slow sweeps take one in six, and `make test-all` takes all.
 MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas", "test_autograd")
 
 
