@@ -3,11 +3,10 @@
     python benchmarks/bench.py [--quick] [--kernels a,b] [--shapes s,t] [--peers p,q] [--json FILE] [--plot FILE]
 
 Each formula runs in a process of its own, with as many threads for everyone; if a peer brings that process down or
-takes too long, another one goes on behind it.  A formula gets its share of the minutes; cells that it does not reach
-are skipped, `torch.compile` of hand-written forms first.  Before anything is timed its values are compared with
-symconv's PyTorch
-backend.  Compilation and a first run are not timed; the time is the median of the rest.  Without --shapes, what
-`torch.compile` needs a minute for runs on each formula's first layer alone.
+takes too long, another one goes on behind it.  Before anything is timed its values are compared with symconv's PyTorch
+backend.  Compilation and a first run are not timed; the time is the median of the rest.  A formula gets its share of
+the minutes, and cells that it does not reach are skipped, those of `torch.compile` first.  Without --shapes these are
+tried on each formula's first layer alone, for they take a minute to compile.
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = getattr(item, "callspec", None)
         compiled = parameters is not None and parameters.params.get("backend") == "cpp"
-        if compiled and item.path.name.startswith(MANY_KERNELS):
+        if compiled and item.name.startswith(("test_many_random", "test_random_formulas_compiled")):
+            item.add_marker(pytest.mark.compiled)
+        elif compiled and item.path.name.startswith(MANY_KERNELS):
             item.add_marker(pytest.mark.slow)
             if zlib.crc32(item.nodeid.encode()) % 6:
                 item.add_marker(pytest.mark.compiled)

@@ -8,6 +8,7 @@ same text, `x(here)`.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -170,7 +171,8 @@ class _Pass:
     # -- Where things are read ---------------------------------------------------------------------------------------
 
     def identifier(self, symbol: sp.Symbol) -> str:
-        return identifier(self.printer.names.get(symbol, symbol.name))
+        # A place that only has a gradient is read nowhere, and so has no name yet: x[o, 0] becomes x_o_0.
+        return identifier(self.printer.names.get(symbol) or re.sub(r"\W+", "_", symbol.name).strip("_"))
 
     def read(self, symbol: sp.Symbol, where: Domain) -> str:
         """The call that reads a symbol at a place of a domain."""
