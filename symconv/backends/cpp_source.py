@@ -295,6 +295,7 @@ class _Pass:
         return {"call": f"{name}({arguments})", "values": values}
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
+        self.members.setdefault(sweep.where, {})  # also where its taps read nothing
         before = self.function(f"{name}_before", "What is the same at all taps of a window.", sweep.before, WINDOW)
         doc = "What each tap gives to each operand's gradient." if sweep.gradients else "What each tap adds."
         taps = self.function(f"{name}_tap", doc, sweep.taps, sweep.where)
