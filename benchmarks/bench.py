@@ -60,13 +60,13 @@ def main() -> None:
     parser.add_argument(
         "--cap", type=float, help="seconds of a single run beyond which a peer is skipped (10, quick 3)"
     )
-    parser.add_argument("--minutes", type=float, help="for the whole run, about (25, quick 4)")
+    parser.add_argument("--minutes", type=float, help="for the whole run, about (25, quick 6)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, help="write all facts there")
     parser.add_argument("--plot", type=Path, help="draw the picture there")
     options = parser.parse_args()
     options.seconds = options.seconds or (0.05 if options.quick else 0.3)
-    options.minutes = options.minutes or (4.0 if options.quick else 25.0)
+    options.minutes = options.minutes or (6.0 if options.quick else 25.0)
     options.cap = options.cap or (3.0 if options.quick else 10.0)
     for kind, given, known in (("kernel", options.kernels, FORMULAS), ("shape", options.shapes, SHAPES)):
         if unknown := [name for name in given or () if name not in known]:
@@ -78,7 +78,7 @@ def main() -> None:
     chosen = list(cases(options.kernels or list(FORMULAS), shapes))
     plan = planned(chosen, options.peers, options)
     limits = Limits(options.threads, options.seconds, options.cap)
-    console = Console()
+    console = Console(width=max(Console().width, 132))  # or the tables lose their numbers
     peak = peaks(options.threads)
     record: dict[str, Any] = {"machine": facts(options.threads), "peaks": peak, "seconds": options.seconds}
     cells: list[dict[str, Any]] = []

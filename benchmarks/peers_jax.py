@@ -52,7 +52,7 @@ REDUCTIONS: dict[str, tuple[float, Callable[..., Any], Callable[..., Any]]] = {
 SUM = (0.0, jnp.add, jnp.sum)
 
 
-def over_channels(case: Case, filters_last: bool, x: Any, w: Any) -> Any:
+def over_channels(case: Case, x: Any, w: Any, filters_last: bool) -> Any:
     """A loop over the channels, the taps of each written out; pixels or filters are the innermost axis."""
     shape = case.shape
     tap, (identity, combine, _) = TAPS[case.formula.name], REDUCTIONS.get(case.formula.name, SUM)
@@ -186,12 +186,14 @@ def peers(case: Case) -> list[Peer]:
     layers: dict[str, Callable[..., Any]]
     if shape.pools:
         layers = {"taps": pool}
-    elif name == "linear":
+    elif name == "linear" and shape.groups == 1:
         layers = {"lax.conv": vendor}
     else:
-        layers = {"over channels": lambda case, *given: over_channels(case, False, *given), "over taps": over_taps}
+        layers = {"over channels": functools.partial(over_channels, filters_last=False), "over taps": over_taps}
         if shape.filters > shape.groups:
-            layers["over channels, filters last"] = lambda case, *given: over_channels(case, True, *given)
+            layers["over channels, filters last"] = functools.partial(over_channels, filters_last=True)
+        if name == "linear":  # with groups XLA's convolution is slow
+            layers["lax.conv"] = vendor
     forms = tuple(
         Form(
             form,

@@ -49,15 +49,18 @@ def show(record: dict[str, Any], console: Console) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name in packages)
     title = f"{machine['cpu']}, threads: {machine['threads']}, {versions}, load {machine['load']:.1f}"
     console.print(title, style="bold", highlight=False)
-    console.print("Peers: their time as a multiple of symconv's.  Memory: beyond the inputs, over inputs and outputs.")
+    console.print(
+        "Peers: their time as a multiple of symconv's.  Floor: the share of the peak rate that its arithmetic reaches."
+    )
+    console.print("Memory: beyond the inputs, over inputs and outputs.")
     for direction in DIRECTIONS:
         rows = grouped(record, direction)
         native = any(own(cells) == "symconv cpp" for cells in rows.values())
         headings = [heading for heading in COLUMNS if heading != "torch" or native]
-        table = Table(title=TITLES[direction], box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        table = Table(title=TITLES[direction], box=rich.box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
         for column in ("kernel", "layer"):
             table.add_column(column, no_wrap=True)
-        for column in ("ms", "Gtap/s", "of floor", "mem", *headings):
+        for column in ("ms", "Gtap/s", "floor", "memory", *headings):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("best peer", no_wrap=True)
         last = ""
@@ -68,7 +71,12 @@ def show(record: dict[str, Any], console: Console) -> None:
             last = formula
         console.print(table)
     for formula in dict.fromkeys(cell["formula"] for cell in record["cells"]):
-        console.print(f"  {formula:16} {'; '.join(FORMULAS[formula].text.splitlines())}", highlight=False, style="dim")
+        console.print(
+            f"  {formula:16} {'; '.join(FORMULAS[formula].text.splitlines())}",
+            highlight=False,
+            markup=False,
+            style="dim",
+        )
 
 
 def _row(cells: dict[str, dict[str, Any]], headings: list[str]) -> list[str]:
@@ -98,7 +106,7 @@ def _ratio(cells: list[dict[str, Any]], seconds: float | None) -> str:
     if any("failed" in cell for cell in cells):
         return "[red]failed[/red]"
     reasons = [cell["skipped"] for cell in cells if "skipped" in cell]
-    return f"[dim]{reasons[0].replace('over ', '>')}[/dim]" if reasons else ""
+    return f"[dim]{reasons[0].replace('over ', '>').replace('no time', '...')}[/dim]" if reasons else ""
 
 
 def _three(value: float) -> str:
