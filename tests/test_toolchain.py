@@ -21,7 +21,7 @@ import symconv as sc
 from symconv.build import process as process_module
 from symconv.build import toolchain as toolchain_module
 from symconv.build.cache import KEPT_FAILURES, Cache
-from symconv.build.toolchain import Job, Toolchain, find_toolchain, forget, load
+from symconv.build.toolchain import Toolchain, find_toolchain, forget, load
 from symconv.errors import BackendError, CacheError, CompilationError
 
 REAL = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
@@ -606,67 +606,19 @@ def test_a_directory_of_failures_that_others_may_write_is_refused(tmp_path):
         Cache().keep_failed("b.cpp", "")
 
 
-def jobs_of(source, count):
-    jobs = []
-    for number in range(count):
-        path = source.with_name(f"kernel{number}.cpp")
-        path.write_text(f'extern "C" __attribute__((visibility("default"))) int answer() {{ return {number}; }}\n')
-        jobs.append(Job(path, path.with_suffix(".so"), description=f"kernel {number}"))
-    return jobs
-
-
-def test_several_compile_at_a_time(fake, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    meet = f"""
-case "$*" in *kernel*.cpp*)
-    > {tmp_path}/met.$$
-    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-        set -- "$@"; n=0; for each in {tmp_path}/met.*; do n=$((n+1)); done
-        test $n -ge 2 && break; {SLEEP} 0.1
-    done
-    test $n -ge 2 || exit 1;;
-esac"""
-    jobs = jobs_of(source, 2)
-    plain(fake(meet)).compile_all(jobs)
-    assert [load(job.output)["answer"]() for job in jobs] == [0, 1]
-
-
-def test_no_more_at_a_time_than_there_are_cores(fake, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    alone = tmp_path / "alone"
-    body = f'mkdir {alone} || {{ echo error: not alone >&2; exit 1; }}; {REAL} "$@"; rmdir {alone}; exit 0'
-    plain(fake(f"PATH={PATH}; {body}")).compile_all(jobs_of(source, 3))
-    plain(fake()).compile_all([])
-
-
-def test_the_first_failure_ends_the_others(fake, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    refuse = f"{SLEEP} 0.3; echo error: no >&2; exit 1"
-    body = f'case "$*" in *kernel0.cpp*) {sleeping(tmp_path)};; *kernel1.cpp*) {refuse};; esac'
-    start = time.monotonic()
-    with pytest.raises(CompilationError, match="error: no"):
-        plain(fake(body)).compile_all(jobs_of(source, 4))
-    assert time.monotonic() - start < 10
-    assert_gone(tmp_path)
-    assert len(list((tmp_path / "cache" / "failed").iterdir())) == 1, (
-        "the source that failed, not those that were stopped"
-    )
-    assert not source.with_name("kernel0.so").exists()
-
-
 def test_those_who_wait_are_told_what_for(fake, source, monkeypatch, caplog, capsys):
     monkeypatch.setattr(process_module, "PATIENCE", 0.05)
-    job = Job(source, source.with_name("kernel.so"), description="prod(tan(x + w)) (forward)")
+    job = (source, source.with_name("kernel.so"), (), (), "prod(tan(x + w)) (forward)")
     compiler = plain(fake(f"{SLEEP} 0.1"))
     with caplog.at_level(logging.INFO, "symconv"):
-        compiler.compile_all([job])
+        compiler.compile(*job)
     first, last = (record.getMessage() for record in caplog.records)
     assert first == "compiling prod(tan(x + w)) (forward) with c++ 1.2.3 ..."
     assert last.startswith("prod(tan(x + w)) (forward): compiled in 0.")
     assert capsys.readouterr().err == ""
     caplog.clear()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    compiler.compile_all([job])
+    compiler.compile(*job)
     assert caplog.records == []
     assert capsys.readouterr().err == "symconv: compiling prod(tan(x + w)) (forward) with c++ 1.2.3 ...\n"
 
@@ -824,7 +776,7 @@ print(json.dumps([status, json.loads(os.read(end, 100))]))
 def test_loading_what_is_no_library(tmp_path):
     (tmp_path / "a.so").write_text("garbage")
     for name in ("a.so", "b.so"):
-        with pytest.raises(BackendError, match=rf"{name} cannot be loaded: "):
+        with pytest.raises(CacheError, match=rf"{name} cannot be loaded: "):
             load(tmp_path / name)
 
 
@@ -838,7 +790,7 @@ def test_an_entry_removed_after_it_was_loaded_does_no_harm(threads_library):
     Cache().clear()
     assert not entry.path_of("kernel.so").exists()
     assert function(1, (ctypes.c_long * 8)()) >= 1
-    with pytest.raises(BackendError, match="cannot be loaded"):
+    with pytest.raises(CacheError, match="cannot be loaded"):
         load(other.path_of("kernel.so"))
     with pytest.raises(CacheError, match=r"holds no other\.so"):
         entry.path_of("other.so")

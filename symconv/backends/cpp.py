@@ -15,7 +15,7 @@ import shlex
 import tempfile
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from ..build.cache import Cache
-from ..build.key import content_key, generator_fields
+from ..build.key import content_key
 from ..build.toolchain import Toolchain, find_toolchain, load
 from ..errors import BackendError, CacheError, CompilationError, SymconvWarning
 from ..geometry import Geometry
@@ -31,6 +31,7 @@ from ..kernel import Kernel, kernel_of
 from ..render import template_directory, templates
 from . import DTYPES, Compiled, backend
 from .cpp_schedule import Facts, Plan, facts_of, plan_of, tiles_of
+from .generated import GeneratingBackend
 
 log = logging.getLogger("symconv")
 
@@ -43,24 +44,16 @@ STORAGE = {
     torch.bfloat16: ("-DSYMCONV_REAL=float", "-DSYMCONV_BFLOAT16"),
 }
 
-
+#: So many shapes a kernel remembers.
+MAX_PLANS = 1024
 #: The process whose threads the OpenMP pool belongs to: a child of fork has none of them and would wait for ever.
 _PARENT = os.getpid()
 
 
-class CppBackend:
+class CppBackend(GeneratingBackend["CppKernel"]):
     """Renders kernels as C++, builds and runs them on the CPU."""
 
     name = "cpp"
-
-    def __init__(self) -> None:
-        self._compiled: dict[tuple[str, str], CppKernel] = {}
-        self._renew_lock()
-        if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
-            os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.RLock()
 
     def unavailable(self) -> str | None:
         return _unavailable()
@@ -80,32 +73,11 @@ class CppBackend:
     def source(self, kernel: Kernel) -> str:
         return self.compile(kernel).source
 
-    def compile(self, kernel: Kernel) -> CppKernel:
-        key = kernel.text, kernel.title
-        found = self._compiled.get(key)
-        if found is None:
-            with self._lock:
-                found = self._compiled.get(key) or CppKernel(kernel.text, kernel.title, *self._generated(kernel))
-                self._compiled[key] = found
-        return found
+    def generate(self, kernel: Kernel) -> dict[str, str]:
+        return generate(kernel)
 
-    def _generated(self, kernel: Kernel) -> tuple[str, Facts]:
-        """The source and the facts of a kernel, from the cache or, where there is none to be had, from memory."""
-        key = content_key({**generator_fields(), "backend": self.name, "kernel": kernel.text, "title": kernel.title})
-        made: dict[str, str] = {}
-
-        def build(directory: Path) -> None:
-            made.update(generate(kernel))
-            for name, text in made.items():
-                (directory / name).write_text(text, encoding="utf-8")
-
-        try:
-            entry = Cache().get(key, build, f"{kernel.title} (cpp)")
-            return entry.read(SOURCE), Facts(**json.loads(entry.read(FACTS)))
-        except CacheError as error:
-            warnings.warn(f"{error}; this kernel is generated anew in each process", SymconvWarning, stacklevel=2)
-            made = made or generate(kernel)
-            return made[SOURCE], Facts(**json.loads(made[FACTS]))
+    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> CppKernel:
+        return CppKernel(kernel.text, kernel.title, files[SOURCE], Facts(**json.loads(files[FACTS])))
 
 
 @functools.cache
@@ -195,6 +167,8 @@ class CppKernel:
         if found is None:
             if self._broken:
                 return None
+            if len(self._plans) >= MAX_PLANS:  # of a model whose images are all of different sizes
+                self._plans.clear()
             toolchain = find_toolchain()
             tiles = tiles_of(self.facts, toolchain.vector_bytes)
             plan = plan_of(self.facts, direction, tiles, toolchain.vector_bytes, tensors, geometry, threads)
@@ -238,20 +212,15 @@ class CppKernel:
         headers = {name: text for name, text in templates().items() if name.endswith(".hpp")}
         key = content_key({**toolchain.fields(), **headers, "text": self.source, "options": json.dumps(options)})
 
+        description = f"{self.title} (cpp, {direction}, {str(dtype).removeprefix('torch.')})"
+
         def build(directory: Path) -> None:
             source = directory / SOURCE
             source.write_text(self.source, encoding="utf-8")
-            toolchain.compile(source, directory / LIBRARY, options, [include])
+            toolchain.compile(source, directory / LIBRARY, options, [include], description)
 
-        description = f"{self.title} (cpp, {direction}, {str(dtype).removeprefix('torch.')})"
         try:
-            entry = Cache().get(key, build, description)
-            try:
-                library = load(entry.path_of(LIBRARY))
-            except BackendError as error:  # another process has removed it meanwhile
-                raise CacheError(str(error)) from error
-        except CompilationError:
-            raise
+            library = load(Cache().get(key, build, description).path_of(LIBRARY))
         except CacheError as error:  # it can still be built for this process alone
             warnings.warn(f"{error}; {description} is compiled anew in each process", SymconvWarning, stacklevel=2)
             with tempfile.TemporaryDirectory(prefix="symconv-") as directory:

@@ -8,24 +8,20 @@ from __future__ import annotations
 import json
 import linecache
 import logging
-import os
-import threading
 import types
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import pad
 
-from ..build.cache import Cache
-from ..build.key import content_key, generator_fields
-from ..errors import BackendError, CacheError, SymconvWarning
+from ..build.key import content_key
+from ..errors import BackendError
 from ..geometry import Geometry
 from ..kernel import Kernel
 from . import DTYPES
+from .generated import GeneratingBackend
 from .torch_source import torch_source
 
 log = logging.getLogger("symconv")
@@ -33,19 +29,10 @@ log = logging.getLogger("symconv")
 SOURCE, FACTS = "kernel.py", "facts.json"
 
 
-class TorchBackend:
+class TorchBackend(GeneratingBackend["TorchKernel"]):
     """Renders kernels as PyTorch code and runs them."""
 
     name = "torch"
-
-    def __init__(self) -> None:
-        self._compiled: dict[tuple[str, str], TorchKernel] = {}
-        self._renew_lock()
-        if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
-            os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
 
     def unavailable(self) -> str | None:
         return None
@@ -60,30 +47,11 @@ class TorchBackend:
     def source(self, kernel: Kernel) -> str:
         return self.compile(kernel).source
 
-    def compile(self, kernel: Kernel) -> TorchKernel:
-        key = kernel.text, kernel.title
-        with self._lock:
-            if key not in self._compiled:
-                self._compiled[key] = TorchKernel(*self._generated(kernel))
-            return self._compiled[key]
+    def generate(self, kernel: Kernel) -> dict[str, str]:
+        return generate(kernel)
 
-    def _generated(self, kernel: Kernel) -> tuple[str, str]:
-        """The source and the facts of a kernel, from the cache or, where there is none to be had, from memory."""
-        key = content_key({**generator_fields(), "backend": self.name, "kernel": kernel.text, "title": kernel.title})
-        made: dict[str, str] = {}
-
-        def build(directory: Path) -> None:
-            made.update(generate(kernel))
-            for name, text in made.items():
-                (directory / name).write_text(text, encoding="utf-8")
-
-        try:
-            entry = Cache().get(key, build, f"{kernel.title} (torch)")
-            return entry.read(SOURCE), entry.read(FACTS)
-        except CacheError as error:
-            warnings.warn(f"{error}; this kernel is generated anew in each process", SymconvWarning, stacklevel=2)
-            made = made or generate(kernel)
-            return made[SOURCE], made[FACTS]
+    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> TorchKernel:
+        return TorchKernel(files[SOURCE], files[FACTS])
 
 
 def generate(kernel: Kernel) -> dict[str, str]:

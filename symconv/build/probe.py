@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import BackendError
+from ..errors import BackendError, CacheError
 from .process import RunError, run
-from .toolchain import TORCH, Job, Toolchain, load
+from .toolchain import TORCH, Toolchain, load
 
 #: Options of every compilation, those that start with -Wl of every link.  Never -ffast-math: it breaks NaN tests.
 REQUIRED = ("-std=c++17", "-O3", "-fPIC")
@@ -123,14 +123,14 @@ def _tried(toolchain: Toolchain, directory: Path) -> Toolchain:
     """The same, after it has built a small program that ran."""
     source, output = directory / "probe.cpp", Path(tempfile.mkdtemp(dir=directory)) / "probe.so"
     source.write_text(PROBE, encoding="utf-8")
-    toolchain.build(Job(source, output), limit=PROBE_TIMEOUT)
+    toolchain.build(source, output, limit=PROBE_TIMEOUT)
     try:
         library = load(output)
         try:
             answer = library["symconv_probe"](1)
         finally:  # a file in use cannot be deleted everywhere
             _ctypes.dlclose(library._handle)
-    except (BackendError, AttributeError) as error:
+    except (CacheError, AttributeError) as error:
         raise RunError(f"what it builds does not load: {error}", True) from error
     if answer != ANSWER:
         raise RunError(f"what it builds computes {answer}, not {ANSWER}", True)

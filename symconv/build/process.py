@@ -40,16 +40,13 @@ class RunError(Exception):
         super().__init__(reason)
 
 
-def run(
-    command: Sequence[str], directory: Path, limit: float = float("inf"), stop: threading.Event | None = None
-) -> str:
+def run(command: Sequence[str], directory: Path, limit: float = float("inf")) -> str:
     """What a program prints to its standard output.
 
     Args:
         command: the program and its arguments.
         directory: for its temporary files.
         limit: seconds, if that is less than the user's limit.
-        stop: ends the program when it is set.
 
     Raises:
         RunError: if the program cannot be started, fails, is killed or does not end in time.
@@ -58,9 +55,7 @@ def run(
         timeout = min(setting("SYMCONV_COMPILE_TIMEOUT", COMPILE_TIMEOUT), limit)
     except CacheError as error:
         raise BackendError(str(error)) from None
-    name, deadline = Path(command[0]).name, time.monotonic() + timeout
-    if stop is not None and stop.is_set():
-        raise RunError(f"{name} was stopped", command=command)
+    name = Path(command[0]).name
     try:
         process = subprocess.Popen(
             command,
@@ -74,23 +69,23 @@ def run(
         raise RunError(f"{command[0]} cannot be started: {error.strerror}", command=command) from error
     with process:
         try:
-            while True:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    output, errors = process.communicate(timeout=min(0.2, timeout))
-                    break
-                if stop is not None and stop.is_set():
-                    raise RunError(f"{name} was stopped", command=command)
-                if time.monotonic() > deadline:
-                    remedy = "set SYMCONV_COMPILE_TIMEOUT to wait longer"
-                    raise RunError(f"{name} did not end within {timeout:g} s; {remedy}", command=command)
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            remedy = "set SYMCONV_COMPILE_TIMEOUT to wait longer"
+            raise RunError(f"{name} did not end within {timeout:g} s; {remedy}", command=command) from None
+        except BaseException:  # also Ctrl-C, of which the compiler does not know
+            _end(process)
             raise
     if process.returncode == 0:
         return output.decode(errors="replace")
     stderr = errors.decode(errors="replace")
     raise RunError(*_reason(name, process.returncode, stderr, directory), command, stderr)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _reason(name: str, code: int, stderr: str, directory: Path) -> tuple[str, bool]:

@@ -23,10 +23,8 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -39,16 +37,6 @@ log = logging.getLogger("symconv")
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 FACTS, PRIVATE = "toolchain.json", "compiling-"
-
-
-class Job(NamedTuple):
-    """A source file to compile; the description is for those who wait."""
-
-    source: Path
-    output: Path
-    options: Sequence[str] = ()
-    include: Sequence[Path] = ()
-    description: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,49 +73,53 @@ class Toolchain:
         [*_, program] = itertools.takewhile(lambda word: word[0] != "-", shlex.split(self.compiler))  # after ccache
         return " ".join([Path(program).name, *numbers[-1:]])
 
-    def compile(self, source: Path, output: Path, options: Sequence[str] = (), include: Sequence[Path] = ()) -> None:
+    def compile(
+        self,
+        source: Path,
+        output: Path,
+        options: Sequence[str] = (),
+        include: Sequence[Path] = (),
+        description: str = "",
+    ) -> None:
         """Build the shared object `output`; it appears at once and whole.
+
+        Args:
+            source: a C++ file.
+            output: where the shared object goes.
+            options: of the compiler, besides `flags`.
+            include: directories of headers.
+            description: for those who wait.
 
         Raises:
             CompilationError: if the compiler refuses the source, does not end in time or is killed.
         """
-        self._compile(Job(source, output, options, include), threading.Event())
-
-    def compile_all(self, jobs: Sequence[Job]) -> None:
-        """Build several, as many at a time as there are cores; the first failure ends all of them."""
-        stop = threading.Event()
-        with ThreadPoolExecutor(max(1, min(len(jobs), os.cpu_count() or 1)), "symconv-compile") as pool:
-            try:
-                for done in as_completed([pool.submit(self._compile, job, stop) for job in jobs]):
-                    done.result()
-            except BaseException:  # also Ctrl-C, of which the compilers do not know
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _compile(self, job: Job, stop: threading.Event) -> None:
         try:
-            with progress(job.description or job.source.name, self.title):
-                self.build(job, stop)
+            with progress(description or source.name, self.title):
+                self.build(source, output, options, include)
         except RunError as failure:
-            if stop.is_set():
-                raise
-            kept = _keep(job.source)
+            kept = _keep(source)
             private = f"{os.sep}{PRIVATE}"  # what was there is gone
             command = [os.path.basename(word) if private in word else word for word in failure.command]
-            command = [str(kept) if word == str(job.source) else word for word in command]
+            command = [str(kept) if word == str(source) else word for word in command]
             raise CompilationError(failure.reason, command, failure.stderr, kept) from None
 
-    def build(self, job: Job, stop: threading.Event | None = None, limit: float = float("inf")) -> None:
-        """As `compile`, for those who know what to do about a `RunError`."""
+    def build(
+        self,
+        source: Path,
+        output: Path,
+        options: Sequence[str] = (),
+        include: Sequence[Path] = (),
+        limit: float = float("inf"),
+    ) -> None:
+        """As `compile`, for those who know what to do about a `RunError`; `limit` is in seconds."""
         compiler = shlex.split(self.compiler)
         linking = [flag for flag in self.flags if flag.startswith("-Wl,")]
         compiling = [flag for flag in self.flags if flag not in linking]
-        with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=job.output.parent) as name:
-            tried = functools.partial(run, directory=Path(name), limit=limit, stop=stop)
+        with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=output.parent) as name:
+            tried = functools.partial(run, directory=Path(name), limit=limit)
             compiled, stub, linked = (os.path.join(name, each) for each in ("kernel.o", TORCH.name, "kernel.so"))
-            include = [f"-I{path}" for path in job.include]
-            tried([*compiler, *compiling, *job.options, *include, "-c", str(job.source), "-o", compiled])
+            headers = [f"-I{path}" for path in include]
+            tried([*compiler, *compiling, *options, *headers, "-c", str(source), "-o", compiled])
             library: list[str] = []
             if self.openmp or self.sleef:  # an empty library of PyTorch's name: that is all the linker needs of it
                 empty = ["-shared", "-nostdlib", f"-Wl,-soname,{TORCH.name}", "-x", "c++", os.devnull]
@@ -137,21 +129,21 @@ class Toolchain:
             tried(command)
             if not os.path.exists(linked):
                 raise RunError(f"{Path(compiler[0]).name} reports success but wrote nothing", True, command)
-            os.replace(linked, job.output)
+            os.replace(linked, output)
 
 
 def load(path: Path) -> ctypes.CDLL:
     """Load a shared object; calls into it release the interpreter's lock.
 
     Raises:
-        BackendError: if the system refuses.
+        CacheError: if the system refuses.
     """
     try:
         return ctypes.CDLL(os.fspath(path))
     except OSError as error:
         forbidden = "failed to map" in str(error)
         hint = "; does its file system forbid execution? set SYMCONV_CACHE_DIR to another one" if forbidden else ""
-        raise BackendError(f"{path} cannot be loaded: {error}{hint}") from error
+        raise CacheError(f"{path} cannot be loaded: {error}{hint}") from error
 
 
 def _keep(source: Path) -> Path:
