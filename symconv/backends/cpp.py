@@ -54,6 +54,7 @@ class CppBackend(GeneratingBackend["CppKernel"]):
     """Renders kernels as C++, builds and runs them on the CPU."""
 
     name = "cpp"
+    files = (SOURCE, FACTS)
 
     def unavailable(self) -> str | None:
         return _unavailable()

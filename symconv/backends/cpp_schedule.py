@@ -86,6 +86,7 @@ class Tiles:
 
     Args:
         filters, vectors: of a tile of the forward pass.
+        row: vectors of a tile of one filter.
         again: vectors of a tile of sweeps that the backward pass repeats.
         image_taps: taps of a tile of the gradients of images.
         bank_filters, bank_taps: of a tile of the gradients of weights.
@@ -93,6 +94,7 @@ class Tiles:
 
     filters: int
     vectors: int
+    row: int
     again: int
     image_taps: int
     bank_filters: int
@@ -103,8 +105,10 @@ class Tiles:
         named = {
             "FORWARD_FILTERS": self.filters,
             "FORWARD_VECTORS": self.vectors,
+            "FORWARD_ROW": self.row,
             "BACKWARD_FILTERS": 1,
             "BACKWARD_VECTORS": self.again,
+            "BACKWARD_ROW": self.again,
             "IMAGE_TAPS": self.image_taps,
             "BANK_FILTERS": self.bank_filters,
             "BANK_TAPS": self.bank_taps,
@@ -127,7 +131,8 @@ def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
     bank_filters = _power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1
     return Tiles(
         filters,
-        vectors if filters > 1 else max(vectors, min(4, _power_below(max(room // state, 1)))),
+        vectors,
+        max(vectors, min(4, _power_below(room // state))),
         2,
         _power_below(max(back // (4 * images), 1)),
         bank_filters,

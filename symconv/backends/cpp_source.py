@@ -20,20 +20,8 @@ from ..language.symbols import Access, Operand
 from ..lower import YIELDS, Block, Schedule, Sweep
 from ..printers.cpp import CppPrinter, identifier
 from ..render import render
-from .description import describe, identifiers, legend
+from .description import ACCUMULATORS, describe, identifiers, legend
 
-#: The class of the static header behind each kind of accumulator.
-ACCUMULATORS = {
-    "sum": "Sum",
-    "product": "Product",
-    "mean": "Mean",
-    "exponentials": "Exponentials",
-    "moment": "Moment",
-    "max": "Max",
-    "first_max": "FirstMax",
-    "rank": "Rank",
-    "first_rank": "FirstRank",
-}
 SIZES = {"T": "windows.taps", "C": "windows.geometry.channels", "N": "windows.taps * windows.geometry.channels"}
 OFFSETS = {"dx": 2, "dy": 1, "dz": 0}
 
@@ -63,11 +51,11 @@ def cpp_source(kernel: Kernel, schedule: Schedule) -> str:
     printer = CppPrinter(accesses)
     again = sum(not sweep.gradients for sweep in schedule.backward)
     gradients = len(schedule.backward) - again
-    forward = _Forward(kernel, schedule, printer)
-    forward.add([f"forward_{k}" for k in range(1, len(schedule.forward) + 1)])
-    backward = _Backward(kernel, schedule, printer)
-    names = ["gradient"] if gradients == 1 else [f"gradient_{k}" for k in range(1, gradients + 1)]
-    backward.add([*(f"backward_{k}" for k in range(1, again + 1)), *names])
+    forwards = [f"forward_{k}" for k in range(1, len(schedule.forward) + 1)]
+    backwards = [f"backward_{k}" for k in range(1, again + 1)]
+    backwards += ["gradient"] if gradients == 1 else [f"gradient_{k}" for k in range(1, gradients + 1)]
+    forward = _Forward(kernel, schedule, printer, schedule.forward, forwards, schedule.output)
+    backward = _Backward(kernel, schedule, printer, schedule.backward, backwards, schedule.at_windows)
     return render(
         "cpp/kernel.cpp.jinja",
         kernel=describe(kernel, schedule, accesses),
@@ -80,13 +68,19 @@ class _Pass:
 
     name: str
     doc: str
-    sweeps: Sequence[Sweep]
-    last: Block
     #: The filters of a block in which weights are packed.
     block: str
 
-    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
-        self.schedule, self.printer = schedule, printer
+    def __init__(
+        self,
+        kernel: Kernel,
+        schedule: Schedule,
+        printer: CppPrinter,
+        sweeps: Sequence[Sweep],
+        names: Sequence[str],
+        last: Block,
+    ) -> None:
+        self.schedule, self.printer, self.sweeps, self.last = schedule, printer, sweeps, last
         self.operands = {operand.name: operand for operand in kernel.formula.operands}
         self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
         self.numbers = [name for name, operand in self.operands.items() if operand.role == "const"]
@@ -94,11 +88,7 @@ class _Pass:
         #: What is made once per call: where the elements of weights are, and the weights as they are read.
         self.shared: dict[str, tuple[str, str]] = {}
         self.functions: list[dict[str, Any]] = []
-        self.printed: list[dict[str, Any]] = []
-
-    def add(self, names: Sequence[str]) -> None:
-        """Print the sweeps under these names."""
-        self.printed = [self.sweep(sweep, name) for sweep, name in zip(self.sweeps, names)]
+        self.printed = [self.sweep(sweep, name) for sweep, name in zip(sweeps, names)]
 
     def context(self) -> dict[str, Any]:
         inputs = [name for name in self.tensors if self.operands[name].role == "input"]
@@ -311,7 +301,9 @@ class _Pass:
             "taps": taps,
             "ranks": ranks,
             "nests": self.nests(sweep, name, taps["values"], ranks["values"]),
-            "sinks": [],
+            "images": [],
+            "banks": [],
+            "others": [],
         }
 
     def nests(self, sweep: Sweep, name: str, values: list[str], ranks: list[str]) -> list[dict[str, Any]]:
@@ -342,7 +334,7 @@ class _Pass:
                 "k": {"": "j", "c": "l * taps.taps + j", "t": "j * taps.taps + l"}[entries[0]["left"]],
                 "position": {"ct": "k", "c": "taps.channel[k]", "t": "taps.tap[k]"}["".join(sorted(dims))],
                 "accumulators": entries,
-                "tile": "1, 1" if any(entry["rank"] for entry in entries) else "",
+                "tile": "1, 1, 1" if any(entry["rank"] for entry in entries) else "",
             }
             for dims, entries in groups.items()
         ]
@@ -350,10 +342,6 @@ class _Pass:
 
 class _Forward(_Pass):
     name, doc, block = "forward", "The output, and what the backward pass wants to be kept.", "FORWARD_FILTERS"
-
-    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
-        super().__init__(kernel, schedule, printer)
-        self.sweeps, self.last = schedule.forward, schedule.output
 
     def context(self) -> dict[str, Any]:
         doc = "The output, from what the window's taps gave."
@@ -365,10 +353,6 @@ class _Forward(_Pass):
 
 class _Backward(_Pass):
     name, doc, block = "backward", "The gradients; tap values are computed again.", "1"
-
-    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
-        super().__init__(kernel, schedule, printer)
-        self.sweeps, self.last = schedule.backward, schedule.at_windows
 
     def context(self) -> dict[str, Any]:
         doc = "What reaches each operand once per window."
@@ -396,17 +380,19 @@ class _Backward(_Pass):
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         printed = super().sweep(sweep, name)
-        values = printed["taps"]["values"]
-        return printed | {"sinks": [self.sink(place, sweep.where, v) for place, v in zip(sweep.gradients, values)]}
+        for place, value in zip(sweep.gradients, printed["taps"]["values"]):
+            sink = self.sink(place, sweep.where, value)
+            printed[{"image": "images", "bank": "banks"}.get(sink["kind"], "others")].append(sink)
+        return printed
 
     def sink(self, place: Operand, where: Domain, value: str) -> dict[str, str]:
         """Where the gradient at a place goes, in a domain."""
         base, name = place.operand, f"grad_{self.identifier(place)}"
         if base.role == "input":
             kind = "own" if isinstance(place, Access) and place.own else "image"
-            member = self.image(name, place, where, "ImageSink", f"grad_{base.name}_planes")
+            member = self.image(name, place, where, "Image", f"grad_{base.name}_planes")
         elif base.role == "field":
-            kind, member = "field", self.field_member(name, base, where, "FieldSink", f"grad_{base.name}_values")
+            kind, member = "field", self.field_member(name, base, where, "Values", f"grad_{base.name}_values")
         else:
             at = f"shared.{self.elements(self.identifier(place), place, where)}"
             total = f"grad_{base.name}_total + {at}.first + group * {at}.group + first * {at}.filter"

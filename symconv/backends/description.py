@@ -31,6 +31,20 @@ MEANINGS = {
 }
 
 
+#: The class of the static headers behind each kind of accumulator, in every backend.
+ACCUMULATORS = {
+    "sum": "Sum",
+    "product": "Product",
+    "mean": "Mean",
+    "exponentials": "Exponentials",
+    "moment": "Moment",
+    "max": "Max",
+    "first_max": "FirstMax",
+    "rank": "Rank",
+    "first_rank": "FirstRank",
+}
+
+
 def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, str]) -> dict[str, Any]:
     """What the head of a generated file says about the kernel."""
     tensors = [operand.name for operand in kernel.formula.operands if operand.is_tensor]

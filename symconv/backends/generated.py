@@ -25,6 +25,8 @@ class GeneratingBackend(Generic[K]):
     """
 
     name: str
+    #: The names of the files of a kernel.
+    files: tuple[str, ...]
 
     def __init__(self) -> None:
         self._compiled: dict[tuple[str, str], K] = {}
@@ -64,7 +66,7 @@ class GeneratingBackend(Generic[K]):
 
         try:
             entry = Cache().get(key, build, f"{kernel.title} ({self.name})")
-            return {name: entry.read(name) for name in entry.files}
+            return {name: entry.read(name) for name in self.files}
         except CacheError as error:
             warnings.warn(f"{error}; this kernel is generated anew in each process", SymconvWarning, stacklevel=2)
             return made or self.generate(kernel)

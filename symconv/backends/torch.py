@@ -33,6 +33,7 @@ class TorchBackend(GeneratingBackend["TorchKernel"]):
     """Renders kernels as PyTorch code and runs them."""
 
     name = "torch"
+    files = (SOURCE, FACTS)
 
     def unavailable(self) -> str | None:
         return None

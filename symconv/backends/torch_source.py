@@ -13,20 +13,8 @@ from ..language.symbols import Access, Operand
 from ..lower import Block, Schedule, Sweep
 from ..printers.torch import TorchPrinter
 from ..render import render, static_header
-from .description import describe, identifiers, legend
+from .description import ACCUMULATORS, describe, identifiers, legend
 
-#: The class of the static header behind each kind of accumulator.
-ACCUMULATORS = {
-    "sum": "Sum",
-    "product": "Product",
-    "mean": "Mean",
-    "exponentials": "Exponentials",
-    "moment": "Moment",
-    "max": "Max",
-    "first_max": "FirstMax",
-    "rank": "Rank",
-    "first_rank": "FirstRank",
-}
 #: How an operand of each role is made ready for the blocks.
 PREPARE = {
     "input": "{0} = layout.image({0})",

@@ -27,8 +27,8 @@ TAKEN = frozenset(
 
 
 def identifier(name: str) -> str:
-    """A name of a formula as a name in C++."""
-    return f"{name}_" if name in TAKEN else name
+    """A name of a formula as a name in C++.  Capital letters alone are what macros are called."""
+    return f"{name}_" if name in TAKEN or (name.isupper() and len(name) > 1) else name
 
 
 class CppPrinter(SourcePrinter):
@@ -76,19 +76,12 @@ class CppPrinter(SourcePrinter):
     def _print_Integer(self, expr: sp.Integer) -> str:
         return f"real({expr})"
 
+    _print_Zero = _print_One = _print_NegativeOne = _print_Integer
+
     def _print_Rational(self, expr: sp.Rational) -> str:
         return f"(real({expr.p})/real({expr.q}))"
 
     _print_Half = _print_Rational
-
-    def _print_Zero(self, expr: sp.Expr) -> str:
-        return "real(0)"
-
-    def _print_One(self, expr: sp.Expr) -> str:
-        return "real(1)"
-
-    def _print_NegativeOne(self, expr: sp.Expr) -> str:
-        return "real(-1)"
 
     def _print_Float(self, expr: sp.Float) -> str:
         return f"real({float(expr)!r})"

@@ -134,34 +134,19 @@ struct Axis {
     int64_t *residue, *step, *first;  // first: where in the image a residue begins
 
     Axis(const Geometry& geometry, int axis, Arena& arena)
-        : residue(arena.take<int64_t>(geometry.kernel[axis])), step(arena.take<int64_t>(geometry.kernel[axis])),
-          first(arena.take<int64_t>(geometry.kernel[axis]))
     {
-        const int64_t stride = geometry.stride[axis], taps = geometry.kernel[axis];
-        reach = (taps - 1) * geometry.dilation[axis] / stride;
-        for (int64_t t = 0; t < taps; ++t) {
-            const int64_t offset = t * geometry.dilation[axis], rest = offset % stride;
-            int64_t r = 0;  // the residues seen so far begin at rest(0), rest(1), ...
-            for (int64_t s = 0; s < t && s * geometry.dilation[axis] % stride != rest; ++s)
-                r += is_new(geometry, axis, s);
-            residues = most(residues, r + 1);
-            if (arena.base) {
-                residue[t] = r;
-                step[t] = offset / stride;
-                first[r] = rest - geometry.before[axis];
-            }
+        const int64_t stride = geometry.stride[axis], taps = geometry.kernel[axis], dilation = geometry.dilation[axis];
+        residue = arena.take<int64_t>(taps), step = arena.take<int64_t>(taps), first = arena.take<int64_t>(taps);
+        reach = (taps - 1) * dilation / stride;
+        // The residues come back after `residues` taps, in the same order.
+        while (residues < taps && (residues == 0 || residues * dilation % stride != 0))
+            ++residues;
+        for (int64_t t = 0; arena.base && t < taps; ++t) {
+            residue[t] = t % residues;
+            step[t] = t * dilation / stride;
+            if (t < residues)
+                first[t] = t * dilation % stride - geometry.before[axis];
         }
-    }
-
-private:
-    /// Whether no tap before t has its residue.
-    static bool is_new(const Geometry& geometry, int axis, int64_t t)
-    {
-        const int64_t stride = geometry.stride[axis], dilation = geometry.dilation[axis];
-        for (int64_t s = 0; s < t; ++s)
-            if (s * dilation % stride == t * dilation % stride)
-                return false;
-        return true;
     }
 };
 
@@ -284,7 +269,13 @@ template <class To, class From> inline void copy(To* to, int64_t step, const Fro
             to[i * step] = To(from[i * stride]);
 }
 
-/// Fill the planes of the channels from `first` on, and the zeros behind them.
+inline void clear(real* values, int64_t count)
+{
+    for (int64_t i = 0; i < count; ++i)
+        values[i] = 0;
+}
+
+/// Fill the planes of the channels from `first` on.
 inline void fill(real* planes, const Tensor& image, int64_t first, const Windows& windows, const Strip& strip,
                  int64_t channels)
 {
@@ -303,8 +294,15 @@ inline void fill(real* planes, const Tensor& image, int64_t first, const Windows
                 row[i] = 0;
         });
     }
-    for (int64_t i = 0; i < windows.nowhere(); ++i)
-        planes[channels * windows.channel + i] = 0;
+}
+
+/// Room for the planes of an image, with the zeros behind them.
+inline real* take_planes(const Windows& windows, int64_t channels, Arena& arena)
+{
+    real* planes = arena.take<real>(windows.planes(channels));
+    if (arena.base)
+        clear(planes + channels * windows.channel, windows.nowhere());
+    return planes;
 }
 
 /// Planes of one channel that are 1 where the image is.
@@ -338,12 +336,6 @@ inline void add_planes(const real* planes, const Tensor& image, int64_t first, c
                     row[i * stride] += from[i];
         });
     }
-}
-
-inline void clear(real* values, int64_t count)
-{
-    for (int64_t i = 0; i < count; ++i)
-        values[i] = 0;
 }
 
 /// The values of a strip from a tensor of one value per window, 0 where there is no window.
@@ -524,12 +516,15 @@ template <int F> struct Place {
     int64_t k, q;
 };
 
+/// An input in planes, or the gradient of one.
 struct Image {
-    const real* planes;
+    real* planes;
     const int* at;
     int64_t own;  // values between the planes of filters, where it is read in the output's own channel
 
-    template <int F> vec operator()(Place<F> p) const { return load(planes + at[p.k] + (p.f + p.i) * own + p.q); }
+    template <int F> real* to(Place<F> p) const { return planes + at[p.k] + (p.f + p.i) * own + p.q; }
+    template <int F> vec operator()(Place<F> p) const { return load(to(p)); }
+    template <int F> void add(Place<F> p, vec value) const { store(to(p), load(to(p)) + value); }
 };
 
 template <bool PER_FILTER, bool PER_TAP> struct Bank {
@@ -547,25 +542,29 @@ template <bool PER_FILTER, bool PER_TAP> struct Bank {
     }
 };
 
-/// A value for each window, and for each channel or tap of it where there are places.
-struct Values {
-    real* data;
-    int64_t filter;         // values between filters
-    int64_t step;           // values between channels or taps
+/// A value for each window, and for each channel or tap of it where there are places; or its gradient.
+template <class T> struct PerWindow {
+    T* data;
+    int64_t filter;  // values between filters
+    int64_t step;    // values between channels or taps
     const int* at;
 
-    template <int F> real* where_(Place<F> p) const { return data + (p.f + p.i) * filter + (at ? at[p.k] * step : 0) + p.q; }
-    template <int F> vec operator()(Place<F> p) const { return load(where_(p)); }
+    template <int F> T* to(Place<F> p) const
+    {
+        return data + (p.f + p.i) * filter + (at ? at[p.k] * step : 0) + p.q;
+    }
+    template <int F> auto operator()(Place<F> p) const
+    {
+        if constexpr (T(1) / T(2) == 0)  // a whole number
+            return load_int(to(p));
+        else
+            return load(to(p));
+    }
+    template <int F> void add(Place<F> p, vec value) const { store(to(p), load(to(p)) + value); }
 };
 
-struct Positions {
-    integer* data;
-    int64_t filter, step;
-    const int* at;
-
-    template <int F> integer* where_(Place<F> p) const { return data + (p.f + p.i) * filter + (at ? at[p.k] * step : 0) + p.q; }
-    template <int F> ivec operator()(Place<F> p) const { return load_int(where_(p)); }
-};
+using Values = PerWindow<real>;
+using Positions = PerWindow<integer>;
 
 struct Number {
     real value;
@@ -590,6 +589,17 @@ struct Scan {
     template <int F> ivec operator()(Place<F> p) const { return splat_int(integer(at ? at[p.k] : p.k)); }
 };
 
+/// All count.
+struct Everywhere {};
+inline vec where(Everywhere, vec a, vec) { return a; }
+inline ivec where(Everywhere, ivec a, ivec) { return a; }
+inline ivec operator&(ivec mask, Everywhere) { return mask; }
+
+/// Where taps are not told apart, all count.
+struct Always {
+    template <int F> Everywhere operator()(Place<F>) const { return {}; }
+};
+
 #ifdef SYMCONV_IGNORE
 /// Whether the tap lies in the image; taps outside leave the window.
 struct Inside {
@@ -597,49 +607,19 @@ struct Inside {
     const int* at;
     template <int F> ivec operator()(Place<F> p) const { return load(planes + at[p.k] + p.q) != splat(0); }
 };
+
+inline Inside make_inside(const real* planes, const Windows& windows, const Domain& domain, Arena& arena)
+{
+    return {planes, image_places(windows, domain, 1, Access{false, false, 0}, arena)};
+}
 #else
-/// Taps outside the image read 0: all count.
-struct Everywhere {};
-struct Inside {
-    const real* planes;
-    const int* at;
-    template <int F> Everywhere operator()(Place<F>) const { return {}; }
-};
-inline vec where(Everywhere, vec a, vec) { return a; }
-inline ivec where(Everywhere, ivec a, ivec) { return a; }
-inline ivec operator&(ivec mask, Everywhere) { return mask; }
+/// Taps outside the image read 0.
+using Inside = Always;
+
+inline Inside make_inside(const real*, const Windows&, const Domain&, Arena&) { return {}; }
 #endif
-/// Where taps are not told apart, all count.
-struct Always {
-    template <int F> ivec operator()(Place<F>) const { return splat_int(-1); }
-};
 
-// -- Writing gradients at a place ---------------------------------------------------------------------------------------
-
-struct ImageSink {
-    real* planes;
-    const int* at;
-    int64_t own;
-
-    template <int F> void add(Place<F> p, vec value) const
-    {
-        real* to = planes + at[p.k] + (p.f + p.i) * own + p.q;
-        store(to, load(to) + value);
-    }
-};
-
-struct FieldSink {
-    real* data;
-    int64_t filter, step;
-    const int* at;
-
-    template <int F> void add(Place<F> p, vec value) const
-    {
-        real* to = data + (p.f + p.i) * filter + (at ? at[p.k] * step : 0) + p.q;
-        store(to, load(to) + value);
-    }
-};
-
+/// The gradient of a weight or parameter.
 struct BankSink {
     real* total;  // of the group
     int64_t filter;
@@ -811,6 +791,31 @@ struct FirstRank {
 };
 
 using Rank = FirstRank;
+
+// -- Tiles ------------------------------------------------------------------------------------------------------------
+
+template <int N> struct Size {
+    static constexpr int value = N;
+};
+
+/// Cut `rows` times `length` places into tiles: body(rows of the tile, vectors of the tile, first row, first place).
+/// The rows that are left one by one have more vectors each.
+template <int ROWS, int VECTORS, int ROW, class Body> inline void tiles(int64_t rows, int64_t length, Body body)
+{
+    int64_t f = 0;
+    if constexpr (ROWS > 1)
+        for (; f + ROWS <= rows; f += ROWS)
+            for (int64_t q = 0; q < length; q += VECTORS * WIDTH)
+                body(Size<ROWS>{}, Size<VECTORS>{}, f, q);
+    for (; f < rows; ++f) {
+        int64_t q = 0;
+        if constexpr (ROW > VECTORS)
+            for (; q + ROW * WIDTH <= length; q += ROW * WIDTH)
+                body(Size<1>{}, Size<ROW>{}, f, q);
+        for (; q < length; q += VECTORS * WIDTH)
+            body(Size<1>{}, Size<VECTORS>{}, f, q);
+    }
+}
 
 // -- Threads ------------------------------------------------------------------------------------------------------------
 
