@@ -148,22 +148,13 @@ def run(
 
     Args: see `checked`.
     """
-    if torch.compiler.is_compiling():
-        call, tensors, batched, _ = checked(signature, rank, given, *options)
-        output = convolve(call, tensors)
-        return output if batched else output.squeeze(0)
-    try:
-        key = (
-            signature.text,
-            rank,
-            *options,
-            *((n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, v, type(v)) for n, v in given.items()),
-        )
-        ready = _READY.get(key)
-    except TypeError:  # a list for the stride, say
-        key, ready = (), None
-    if ready is not None:
-        return convolve(ready, [given[name] for name in signature.tensors])
+    key: tuple[Any, ...] = ()
+    if not torch.compiler.is_compiling():
+        # By their spelling: True is equal to 1, and as a stride it is refused.
+        shapes = [(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, repr(v)) for n, v in given.items()]
+        key = (signature.text, rank, repr(options), *shapes)
+        if (ready := _READY.get(key)) is not None:
+            return convolve(ready, [given[name] for name in signature.tensors])
     call, tensors, batched, is_plain = checked(signature, rank, given, *options)
     if key and is_plain:
         if len(_READY) >= MAX_READY:

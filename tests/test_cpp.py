@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -17,9 +18,12 @@ import torch
 import symconv as sc
 from symconv.backends import backends
 from symconv.backends.cpp import generate
-from symconv.backends.cpp_schedule import Tiles, facts_of, tiles_of
+from symconv.backends.cpp_schedule import HEAVY, Tiles, facts_of, tiles_of
+from symconv.build.toolchain import find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
+from symconv.functions import BY_CLASS
 from symconv.lower import lower
+from symconv.render import static_header, template_directory
 
 pytestmark = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
 
@@ -36,11 +40,32 @@ def test_golden(name: str, request: pytest.FixtureRequest) -> None:
     assert source == path.read_text(encoding="utf-8"), "run `make golden` and review the difference"
 
 
+@pytest.mark.parametrize("options", [[], ["-DSYMCONV_IGNORE"], ["-DSYMCONV_REAL=double"], ["-DSYMCONV_FLOAT16"]])
+@pytest.mark.parametrize("name", KERNELS)
+def test_generated_files_compile_without_a_warning(name: str, options: list[str], tmp_path: Path) -> None:
+    kernel = sc.Kernel(KERNELS[name], name=name)
+    (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
+    toolchain = find_toolchain()
+    tiles = tiles_of(facts_of(kernel, lower(kernel.formula)), toolchain.vector_bytes).options()
+    width = f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}"
+    for direction in ("FORWARD", "BACKWARD"):
+        strict = ["-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
+        toolchain.compile(tmp_path / "kernel.cpp", tmp_path / "kernel.so", strict, [template_directory() / "include"])
+
+
+def test_every_function_of_the_language_has_its_twin_in_the_header() -> None:
+    header = static_header("math.hpp") + static_header("vector.hpp")
+    printed = {record.name for record in BY_CLASS.values() if record.torch and record.name not in ("typed", "sqrt")}
+    missing = {name for name in printed if not re.search(rf"\b{name}\b[(),]", header)}
+    assert not missing, f"templates/include/math.hpp lacks {missing}"
+    assert printed > HEAVY
+
+
 def test_words_of_cpp_are_names_like_others() -> None:
-    text = "new: weight\nfloat: param\nint: field[o]\ninside: input\nsum(new*x*inside)*float + int"
+    text = "new: weight\nfloat: param\nUNROLL: field[o]\ninside: input\nsum(new*x*inside)*float + UNROLL"
     x, guide = torch.randn(1, 2, 5, 5), torch.randn(1, 2, 5, 5)
     w, field = torch.randn(2, 2, 3, 3), torch.randn(1, 2, 3, 3)
-    given = {"new": w, "int": field, "inside": guide, "float": torch.tensor(2.0)}
+    given = {"new": w, "UNROLL": field, "inside": guide, "float": torch.tensor(2.0)}
     found = [sc.conv2d(text, x, kernel_size=3, out_channels=2, backend=b, **given) for b in ("torch", "cpp")]
     torch.testing.assert_close(*found)
 

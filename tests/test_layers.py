@@ -317,6 +317,16 @@ def test_mistakes_get_a_message_that_names_the_argument(name: str) -> None:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("options", [{"stride": True}, {"stride": 1.0}, {"dilation": (1, True)}, {"groups": 1.0}])
+def test_what_equals_an_allowed_value_is_still_checked(options: dict[str, Any]) -> None:
+    """A call like one that was checked before is not checked again, and True == 1 == 1.0."""
+    kind = sc.ArgumentError if "groups" in options else sc.ArgumentTypeError
+    for _ in range(2):
+        sc.conv2d("sum(w*x)", X, W, stride=1, dilation=(1, 1), groups=1)
+        with pytest.raises(kind):
+            sc.conv2d("sum(w*x)", X, W, **{"stride": 1, "dilation": (1, 1), "groups": 1, **options})
+
+
 def test_memory_layouts(backend: str) -> None:
     x, w = random(2, 4, 6, 5), random(3, 4, 3, 3)
     expected = sc.conv2d("prod(tan(x + w))", x, w, backend=backend)
