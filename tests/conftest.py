@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden anew instead of comparing")
 
 
-#: Where a compiled backend builds a hundred kernels and more, at a second or two each.  The default run leaves these
-#: out, the slow sweeps take one in six, and `make test-all` takes all.
+#: Where a compiled backend builds a hundred kernels and more, at a second or two each: the slow sweeps run these.
 MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas", "test_autograd")
 
 
@@ -40,12 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = getattr(item, "callspec", None)
         compiled = parameters is not None and parameters.params.get("backend") == "cpp"
-        if compiled and item.name.startswith(("test_many_random", "test_random_formulas_compiled")):
-            item.add_marker(pytest.mark.compiled)
-        elif compiled and item.path.name.startswith(MANY_KERNELS):
+        if compiled and item.path.name.startswith(MANY_KERNELS):
             item.add_marker(pytest.mark.slow)
-            if zlib.crc32(item.nodeid.encode()) % 6:
-                item.add_marker(pytest.mark.compiled)
 
 
 @pytest.fixture(params=BACKENDS)
