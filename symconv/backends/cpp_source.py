@@ -161,8 +161,8 @@ class _Pass:
     # -- Where things are read ---------------------------------------------------------------------------------------
 
     def identifier(self, symbol: sp.Symbol) -> str:
-        # A place that only has a gradient is read nowhere, and so has no name yet: x[o, 0] becomes x_o_0.
-        return identifier(self.printer.names.get(symbol) or re.sub(r"\W+", "_", symbol.name).strip("_"))
+        # A place that only has a gradient is read nowhere, and so has no name yet: x[o, 0] becomes x_o_0_.
+        return identifier(self.printer.names.get(symbol) or re.sub(r"\W+", "_", symbol.name))
 
     def read(self, symbol: sp.Symbol, where: Domain) -> str:
         """The call that reads a symbol at a place of a domain."""
