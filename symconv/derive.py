@@ -14,7 +14,7 @@ import sympy as sp
 
 from .errors import DerivativeError
 from .functions import kinked, native, readable
-from .language.axes import WINDOW, Domain, Value, WindowNode, domain, labels_of, without
+from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula, in_order
 from .language.symbols import BUILTIN, Access, Operand
 from .reductions import record_of, sum_of
@@ -109,18 +109,21 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
     """
     chain = Chain(formula.expr)
     upstream: dict[Value, sp.Expr] = {symbol: differentiate(chain.result, symbol) for symbol in chain.nodes}
+    channels: dict[Value, Labels] = {symbol: frozenset() for symbol in chain.nodes}  # those that upstream runs over
     arriving = [(chain.result, sp.S.One, WINDOW)]  # what reaches an argument: the argument, the gradient, where
     for symbol, node in reversed(chain.nodes.items()):
         if upstream[symbol] == 0:
             continue
-        where = chain.domain(node)
+        where = domain(chain.domain(node).labels | channels[symbol])
         for argument, gradient in zip(node.args, record_of(node).adjoint(node, upstream[symbol])):
             if gradient == 0:
                 continue
             arriving.append((argument, gradient, where))
             for earlier in sorted(argument.free_symbols & chain.nodes.keys(), key=str):
                 part = gradient * differentiate(argument, earlier)
-                upstream[earlier] += chain.sum_over(part, where, frozenset(where.axes) - _axes(earlier.labels))
+                lacking = frozenset(where.axes) - _axes(earlier.labels)
+                upstream[earlier] += chain.sum_over(part, where, lacking)
+                channels[earlier] |= without(where.labels, lacking | {"t"})
     found: dict[Operand, Partial] = {operand: {} for operand in accesses(formula)}
     for argument, gradient, where in arriving:
         for operand in found:

@@ -535,6 +535,9 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("g: input\nsum(x*sum(g, dim=t))", {}),
     ("g: input\nmax(x*max(g, dim=t))", {}),
     ("g: input\nvar(sum(g, dim=t) + c, dim=c) + sum(x)", {}),
+    ("g: input\nd: param[c]\nsum(sum(g, dim=t) + d, dim=c) + sum(x)", {}),
+    ("g: input\nd: param[c]\nsum(max(g*softmax(g, dim=t), dim=t) + d, dim=c)**2 + sum(x)", {}),
+    ("g: input\nd: param[c]\nmean(mean((g - mean(g, dim=t))**2, dim=t) + d, dim=c) + sum(x)", {}),
 ]
 
 
