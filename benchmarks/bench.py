@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from floor import floor, peaks
+from floor import floor, peaks, peaks_of_gpu
 from isolate import Cell, Limits, run
 from kernels import FORMULAS, Case, case, cases
 from machine import facts
@@ -62,12 +62,14 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, help="for the whole run, about (25, quick 6)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda; there without Numba and JAX")
     parser.add_argument("--json", type=Path, help="write all facts there")
     parser.add_argument("--plot", type=Path, help="draw the picture there")
     options = parser.parse_args()
     options.seconds = options.seconds or (0.05 if options.quick else 0.3)
     options.minutes = options.minutes or (6.0 if options.quick else 25.0)
     options.cap = options.cap or (3.0 if options.quick else 10.0)
+    os.environ["SYMCONV_BENCH_DEVICE"] = options.device
     for kind, given, known in (("kernel", options.kernels, FORMULAS), ("shape", options.shapes, SHAPES)):
         if unknown := [name for name in given or () if name not in known]:
             parser.error(f"no {kind} {unknown[0]}; there are {', '.join(known)}")
@@ -79,8 +81,12 @@ def main() -> None:
     plan = planned(chosen, options.peers, options)
     limits = Limits(options.threads, options.seconds, options.cap)
     console = Console(width=max(Console().width, 132))  # or the tables lose their numbers
-    peak = peaks(options.threads)
-    record: dict[str, Any] = {"machine": facts(options.threads), "peaks": peak, "seconds": options.seconds}
+    peak = peaks(options.threads) if options.device == "cpu" else peaks_of_gpu()
+    record: dict[str, Any] = {
+        "machine": facts(options.threads, options.device),
+        "peaks": peak,
+        "seconds": options.seconds,
+    }
     cells: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:

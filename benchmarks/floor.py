@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import rich.box
+import torch
 from kernels import FORMULAS, Case, cases
 from rich.console import Console
 from rich.table import Table
@@ -55,6 +56,25 @@ def peaks(threads: int) -> Peaks:
         measured = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True)
     found: Peaks = json.loads(measured.stdout)
     return found
+
+
+@functools.cache
+def peaks_of_gpu() -> Peaks:
+    """The same of the current GPU: float32 operations by its cores and clock, bytes by a copy that is timed."""
+    found = torch.cuda.get_device_properties(0)
+    cores = 64 if (found.major, found.minor) == (8, 0) else 128  # of a multiprocessor, for float32
+    rate = float(found.multi_processor_count * cores * found.clock_rate * 1000)
+    source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    target.copy_(source)
+    start.record()
+    for _ in range(10):
+        target.copy_(source)
+    end.record()
+    torch.cuda.synchronize()
+    memory = 10 * 2 * source.nbytes / (start.elapsed_time(end) / 1000)
+    return {"add": rate, "fma": rate, "div": rate / 8, "l2": memory, "memory": memory}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -69,6 +70,11 @@ FORMULAS: dict[str, Formula] = {
 }
 
 
+def device() -> torch.device:
+    """Where the benchmark runs: `bench.py --device`, which its processes find in the environment."""
+    return torch.device(os.environ.get("SYMCONV_BENCH_DEVICE", "cpu"))
+
+
 @dataclass(frozen=True)
 class Case:
     """One formula on one layer, with its numbers."""
@@ -80,9 +86,9 @@ class Case:
     def x(self) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         if self.formula.image is None:
-            return torch.rand(self.shape.x, generator=generator)
+            return torch.rand(self.shape.x, generator=generator).to(device())
         mean, deviation = self.formula.image
-        return mean + deviation * torch.randn(self.shape.x, generator=generator)
+        return (mean + deviation * torch.randn(self.shape.x, generator=generator)).to(device())
 
     @property
     def w(self) -> Tensor | None:
@@ -90,19 +96,20 @@ class Case:
         mean, deviation = self.formula.weight
         if self.shape.pools:
             return None
-        return mean + deviation * torch.randn(self.shape.w, generator=torch.Generator().manual_seed(2))
+        return (mean + deviation * torch.randn(self.shape.w, generator=torch.Generator().manual_seed(2))).to(device())
 
     @property
     def g(self) -> Tensor | None:
         """The second image, for the kernel that compares two."""
         if self.formula.name != "ssim":
             return None
-        return (self.x + 0.1 * torch.randn(self.shape.x, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+        noise = torch.randn(self.shape.x, generator=torch.Generator().manual_seed(3)).to(device())
+        return (self.x + 0.1 * noise).clamp(0, 1)
 
     @property
     def grad_y(self) -> Tensor:
         """The gradient that reaches the output."""
-        return torch.randn(self.shape.y, generator=torch.Generator().manual_seed(4))
+        return torch.randn(self.shape.y, generator=torch.Generator().manual_seed(4)).to(device())
 
     @property
     def bytes(self) -> dict[str, int]:

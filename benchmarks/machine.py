@@ -8,6 +8,8 @@ import platform
 import subprocess
 from pathlib import Path
 
+import torch
+
 PACKAGES = ("symconv", "torch", "numba", "llvmlite", "jax", "jaxlib", "numpy", "sympy")
 
 
@@ -31,9 +33,9 @@ def versions() -> dict[str, str]:
     return found | {"compiler": compiler.stdout.partition("\n")[0]}
 
 
-def facts(threads: int) -> dict[str, object]:
+def facts(threads: int, device: str) -> dict[str, object]:
     return {
-        "cpu": cpu(),
+        "cpu": cpu() if device == "cpu" else torch.cuda.get_device_name(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": threads,
         "load": os.getloadavg()[0],

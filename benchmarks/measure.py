@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from kernels import Case, case
+from kernels import Case, case, device
 from memory import PeakBytes
 from peer import GIB, Form, Peer, Run
 from peers_torch import of_symconv
 from peers_torch import peers as torch_peers
 
+from symconv.backends import AUTOMATIC
 from symconv.backends import backends as known_backends
 
 
@@ -32,28 +33,35 @@ class WrongValuesError(Exception):
 
 def backends() -> list[str]:
     """The names of symconv's backends that run on this machine, the preferred first."""
-    cpu = torch.device("cpu")
-    return [name for name, backend in known_backends().items() if backend.can_run(cpu, torch.float32)]
+    return [name for name in AUTOMATIC if known_backends()[name].can_run(device(), torch.float32)]
 
 
 def peers(of: Case) -> dict[str, Peer]:
     """All that can compute a case, by name."""
     found = [of_symconv(of, backend) for backend in backends()]
     found += [of_symconv(of, "torch", compiled=True), *torch_peers(of)]
-    if importlib.util.find_spec("numba"):
+    if device().type == "cpu" and importlib.util.find_spec("numba"):
         from peers_numba import peers as numba_peers
 
         found += numba_peers(of)
-    if importlib.util.find_spec("jax"):
+    if device().type == "cpu" and importlib.util.find_spec("jax"):
         from peers_jax import peers as jax_peers
 
         found += jax_peers(of)
     return {peer.name: peer for peer in found}
 
 
+def wait() -> None:
+    """Until the device has done what it was told."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+
+
 def timed(run: Run) -> tuple[float, Sequence[Any]]:
+    wait()
     start = time.perf_counter()
     outputs = run()
+    wait()
     return time.perf_counter() - start, outputs
 
 
@@ -61,7 +69,7 @@ def check(outputs: Sequence[Any], reference: Sequence[torch.Tensor], tolerance: 
     """The largest relative error of the outputs, in the norm."""
     worst = 0.0
     for name, found, expected in zip(("y", "grad x", "grad w"), outputs, reference, strict=False):
-        tensor = torch.from_numpy(np.array(found))
+        tensor = found if isinstance(found, torch.Tensor) else torch.from_numpy(np.array(found))
         if tensor.shape != expected.shape:
             raise WrongValuesError(f"{name} has the shape {list(tensor.shape)}, not {list(expected.shape)}")
         error = float((tensor - expected).double().norm() / expected.double().norm())

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from kernels import Case
+from kernels import Case, device
 from peer import GIB, Form, Peer, Run
 from shapes import Shape
 from torch import Tensor
@@ -216,7 +216,7 @@ def unfolded_pool(case: Case, x: Tensor, g: Tensor | None = None) -> Tensor:
             found = (seen * seen.softmax(2)).sum(2)
         case "bilateral":
             centre = seen[:, :, seen.shape[2] // 2, None]
-            exponents = torch.tensor(nearness(case.shape))[:, None] - (seen - centre) ** 2 / (2 * TAU**2)
+            exponents = seen.new_tensor(nearness(case.shape))[:, None] - (seen - centre) ** 2 / (2 * TAU**2)
             found = (exponents.exp() * seen).sum(2) / exponents.exp().sum(2)
         case "median":
             found = seen.median(2).values
@@ -252,7 +252,7 @@ def generated(case: Case, backend: str) -> Layer:
         return lambda x, w: conv(kernel, x, w, **options)
     given = {"backend": backend}
     if case.formula.name == "bilateral":
-        given |= {"sigma": torch.tensor(SIGMA), "tau": torch.tensor(TAU)}
+        given |= {"sigma": torch.tensor(SIGMA, device=device()), "tau": torch.tensor(TAU, device=device())}
     pool = functools.partial(sc.pool2d, kernel, kernel_size=shape.window, stride=shape.stride, **given)
     return lambda x, g=None: pool(x) if g is None else pool(x, g=g)
 

@@ -21,12 +21,15 @@ COLUMNS = {
     "jax": ("jax",),
 }
 
+#: What stands for symconv, if it computed the case.
+NATIVE = ("symconv cpp", "symconv cuda")
+
 TITLES = {"forward": "forward", "training": "forward and backward, gradients of x and w"}
 
 
 def own(cells: dict[str, dict[str, Any]]) -> str:
     """Which peer stands for symconv: its native backend where that computed the case."""
-    return "symconv cpp" if "seconds" in cells.get("symconv cpp", {}) else "symconv torch"
+    return next((name for name in NATIVE if "seconds" in cells.get(name, {})), "symconv torch")
 
 
 def grouped(record: dict[str, Any], direction: str) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
@@ -55,7 +58,7 @@ def show(record: dict[str, Any], console: Console) -> None:
     console.print("Memory: beyond the inputs, over inputs and outputs.")
     for direction in DIRECTIONS:
         rows = grouped(record, direction)
-        native = any(own(cells) == "symconv cpp" for cells in rows.values())
+        native = any(own(cells) in NATIVE for cells in rows.values())
         headings = [heading for heading in COLUMNS if heading != "torch" or native]
         table = Table(title=TITLES[direction], box=rich.box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
         for column in ("kernel", "layer"):

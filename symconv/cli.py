@@ -194,6 +194,45 @@ def zoo_show(name: str) -> None:
     console.print(pretty(operator.kernel.formula), markup=False)
 
 
+@main.command(cls=_FormulaCommand, epilog=_FORMULA)
+@click.argument("formulas", nargs=-1)
+@click.option("--zoo", "of_zoo", multiple=True, metavar="NAME", help="An operator of the zoo; may be repeated.")
+@click.option(
+    "--arch", "architectures", multiple=True, default=["sm_90"], show_default=True, help="As sm_80; repeat it."
+)
+@click.option("--dtype", "dtypes", multiple=True, default=["float32"], show_default=True, help="May be repeated.")
+def precompile(
+    formulas: tuple[str, ...], of_zoo: tuple[str, ...], architectures: tuple[str, ...], dtypes: tuple[str, ...]
+) -> None:
+    """Compile kernels for GPUs ahead of time, into the cache; no GPU is needed.
+
+    Forward and backward, for zero padding and for taps that are ignored outside the image.
+    """
+    from . import zoo as operators
+    from .backends import DTYPES
+    from .backends.cuda import precompiled
+
+    named = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    if unknown := [name for name in dtypes if name not in named]:
+        raise click.UsageError(f"no dtype {unknown[0]!r}; there are {', '.join(named)}")
+    if unknown := [name for name in of_zoo if name not in operators.OPERATORS]:
+        raise click.UsageError(f"no operator {unknown[0]!r}; `symconv zoo` lists them")
+    kernels = [*map(_kernel, formulas), *(getattr(operators, name) for name in of_zoo)]
+    if not kernels:
+        raise click.UsageError("give formulas, or --zoo NAME")
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(box=rich.box.SIMPLE_HEAD)
+    for column in ("kernel", "architecture", "dtype", "function", "registers", "stack", "spilled"):
+        table.add_column(column, justify="left" if column in ("kernel", "function") else "right")
+    for kernel in kernels:
+        for architecture in architectures:
+            for name in dtypes:
+                for function, each in precompiled(kernel, architecture, named[name]).items():
+                    short = function.removeprefix("symconv_")
+                    table.add_row(kernel.title, architecture, name, short, *map(str, each))
+    console.print(table)
+
+
 @main.command()
 @click.option(
     "-o",

@@ -62,6 +62,13 @@ def static_header(name: str) -> str:
     return templates()[f"include/{name}"]
 
 
+@functools.cache
+def static_headers() -> dict[str, str]:
+    """The static files of native code by their names."""
+    named = {Path(name).name: text for name, text in templates().items() if name.startswith("include/")}
+    return {name: text for name, text in named.items() if name.endswith((".hpp", ".cpp"))}
+
+
 def _below_cut(text: str) -> str:
     """The part of a static header that generated files copy: all below the line that says so."""
     _, _, rest = text.partition("-- cut here")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu import GPU, install
 from hypothesis import settings
 
 # The workers share the cores: many small operators on several threads each would wait for one another.
@@ -22,8 +23,10 @@ settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
-#: Every backend that the numeric suite runs; a new one joins by its name.
-BACKENDS = ("torch", "cpp")
+#: Every backend that the numeric suite runs; a new one joins by its name.  Where there is a GPU, its kernels do too.
+BACKENDS = ("torch", "cpp", "cuda-emu", *[GPU] * torch.cuda.is_available())
+if GPU in BACKENDS:
+    install()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,8 +40,10 @@ MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas", "test_autog
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parameters = getattr(item, "callspec", None)
-        compiled = parameters is not None and parameters.params.get("backend") == "cpp"
-        if compiled and item.path.name.startswith(MANY_KERNELS):
+        name = None if parameters is None else parameters.params.get("backend")
+        if name == GPU:
+            item.add_marker(pytest.mark.gpu)
+        if name in ("cpp", "cuda-emu", GPU) and item.path.name.startswith(MANY_KERNELS):
             item.add_marker(pytest.mark.slow)
 
 

@@ -18,7 +18,8 @@ import torch
 import symconv as sc
 from symconv.backends import backends
 from symconv.backends.cpp import generate
-from symconv.backends.cpp_schedule import HEAVY, Tiles, facts_of, tiles_of
+from symconv.backends.cpp_schedule import tiles_of
+from symconv.backends.native_schedule import HEAVY, Tiles, facts_of
 from symconv.build.toolchain import find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
 from symconv.functions import BY_CLASS

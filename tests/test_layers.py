@@ -148,6 +148,31 @@ def test_half_precision_accumulates_in_float32(backend: str) -> None:
     assert w.grad.item() == 3600
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_rounded_to_nearest_and_ties_to_even(backend: str, dtype: torch.dtype) -> None:
+    x = (torch.randn(1, 1, 20_000) * torch.logspace(-6, 4, 20_000)).to(dtype)
+    x[0, 0, ::2] *= torch.randint(0, 2, (10_000,)).to(dtype)  # sums of two halves that are exact, or ties, or neither
+    ones = torch.ones(1, 1, 4000, dtype=dtype)
+    ones[0, 0, 1::2] = 2.0 ** -torch.arange(1, 2001).remainder(14).to(dtype)
+    for values in (x, ones):
+        ours = sc.conv1d("sum(x)", values, kernel_size=2, out_channels=1, backend=backend)
+        expected = (values[..., :-1].float() + values[..., 1:].float()).to(dtype)
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "ignore"])
+def test_weights_get_nothing_from_taps_and_places_that_are_no_windows(backend: str, mode: str) -> None:
+    # Where no pixel is read, or no window lies, the logarithm of 0 would give a gradient of NaN.
+    x = torch.rand(2, 3, 7, 9, dtype=torch.float64) + 0.5
+    w = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    padding = 1 if mode == "ignore" else 0
+    y = sc.conv2d("sum(w*log(x))", x, w, padding=padding, padding_mode=mode, backend=backend)
+    direction = torch.randn_like(y)
+    (ours,) = torch.autograd.grad(y, w, direction)
+    (expected,) = torch.autograd.grad(torch.nn.functional.conv2d(x.log(), w, padding=padding), w, direction)
+    torch.testing.assert_close(ours, expected)
+
+
 def test_a_second_input(backend: str) -> None:
     kernel = sc.Kernel("g: input\nsum(w*x*g)/(sum(w*g) + 1e-6)")
     layer = sc.Conv2d(kernel, 3, 2, 3, padding=1, groups=1, backend=backend, dtype=torch.float64)

@@ -67,13 +67,18 @@ class Backend(Protocol):
         """The kernel, rendered and built, or from the cache."""
 
 
+#: The backends that "auto" chooses from, the preferred ones first; the last one can run all that can be run.
+AUTOMATIC = ("cpp", "cuda", "torch")
+
+
 @functools.cache
 def backends() -> dict[str, Backend]:
-    """All backends by name, the preferred ones first."""
+    """All backends by name."""
     from .cpp import CppBackend
+    from .cuda import CudaBackend, EmulationBackend
     from .torch import TorchBackend
 
-    return {each.name: each for each in (CppBackend(), TorchBackend())}
+    return {each.name: each for each in (CppBackend(), CudaBackend(), TorchBackend(), EmulationBackend())}
 
 
 def backend(name: str) -> Backend:
@@ -92,12 +97,11 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name != "auto":
         backend(name).can_run(device, dtype, raise_error=True)
         return name
-    for each in backends().values():
-        if each.can_run(device, dtype):
-            return each.name
-    [*_, last] = backends().values()
-    last.can_run(device, dtype, raise_error=True)
-    return last.name
+    for each in AUTOMATIC:
+        if backend(each).can_run(device, dtype):
+            return each
+    backend(AUTOMATIC[-1]).can_run(device, dtype, raise_error=True)
+    return AUTOMATIC[-1]
 
 
 # What torch.compiler.assume_constant_result sets; calling that would import torch._dynamo, which takes a second.

@@ -97,7 +97,7 @@ class Toolchain:
             with progress(description or source.name, self.title):
                 self.build(source, output, options, include)
         except RunError as failure:
-            kept = _keep(source)
+            kept = keep(source)
             private = f"{os.sep}{PRIVATE}"  # what was there is gone
             command = [os.path.basename(word) if private in word else word for word in failure.command]
             command = [str(kept) if word == str(source) else word for word in command]
@@ -146,7 +146,7 @@ def load(path: Path) -> ctypes.CDLL:
         raise CacheError(f"{path} cannot be loaded: {error}{hint}") from error
 
 
-def _keep(source: Path) -> Path:
+def keep(source: Path) -> Path:
     """Where a source that does not compile was left: in the cache, or else in a private temporary directory."""
     with contextlib.suppress(OSError):
         try:

@@ -21,7 +21,9 @@ TAKEN = frozenset(
     thread_local throw true try typedef typeid typename union unsigned using virtual void volatile wchar_t while xor
     bitand bitor and_eq or_eq not_eq xor_eq char8_t char16_t char32_t co_await co_return co_yield
     real integer vec ivec storage splat splat_int load store load_int store_int any total converted square rsqrt ipow
-    infinity less always is_window rounded copy fill read write add clear pack at inside unix linux
+    infinity not_a_number less always each fused bits_of float_of spread meet lane vectors tiles gathered
+    element natural threadIdx blockIdx blockDim gridDim is_window rounded copy fill read write add clear pack at inside
+    unix linux
     """.split()
 )
 
@@ -93,7 +95,7 @@ class CppPrinter(SourcePrinter):
         return "-infinity"
 
     def _print_NaN(self, expr: sp.Expr) -> str:
-        return 'real(__builtin_nan(""))'
+        return "not_a_number"
 
     def _print_Equality(self, expr: sp.Eq) -> str:
         return self._print_Relational(expr)

@@ -1,4 +1,5 @@
-// The functions of formulas, on vectors, each under its name in formulas.
+// The functions of formulas, on vectors, each under its name in formulas.  A vector is a register of a CPU, see
+// `vector.hpp`, or what the threads of a GPU's warp hold, see `warp.hpp`.
 //
 // In float32 most are branch-free polynomials, inline: a call in an inner loop would spill every accumulator to the
 // stack.  The polynomials are minimax fits (Lawson's iteration), rounded coefficient by coefficient; arguments are
@@ -14,11 +15,19 @@
 // twice, so where a single rounding is essential, `fma` says so.
 #pragma once
 
-#include <cmath>
-
+#ifdef SYMCONV_CUDA
+#include "warp.hpp"
+#else
 #include "vector.hpp"
+#endif
 
 namespace symconv {
+
+// -- Whole numbers ----------------------------------------------------------------------------------------------------
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // -- Signs and exact functions ----------------------------------------------------------------------------------------
 
@@ -39,8 +48,8 @@ SYMCONV_INLINE vec sqrt(vec z)
 #ifdef SYMCONV_X86
     return SYMCONV_X86(sqrt, z);
 #else
-    for (int lane = 0; lane < WIDTH; ++lane)
-        z[lane] = std::sqrt(z[lane]);
+    for (int lane = 0; lane < LANES; ++lane)
+        z[lane] = ::sqrt(z[lane]);
     return z;
 #endif
 }
@@ -108,9 +117,6 @@ SYMCONV_INLINE vec reciprocal(vec r) { return where(r == 0, 0, 1 / r); }
 /// r, and 0 where r is -inf: what may be subtracted from a logarithm.
 SYMCONV_INLINE vec shift(vec r) { return where(r == -infinity, 0, r); }
 
-/// a - b, rounded before anything is added to it.
-SYMCONV_INLINE vec less(vec a, vec b) { return rounded(rounded(a) - b); }
-
 /// z to a whole power, by repeated squaring.
 template <int N> SYMCONV_INLINE vec ipow(vec z)
 {
@@ -160,17 +166,17 @@ template <int N> SYMCONV_INLINE vec polynomial(vec z, const real (&c)[N])
     SYMCONV_INLINE vec name(vec a, vec b) { return SYMCONV_SLEEF_NAME(name, bound)(a, b); }
 #else
 #define SYMCONV_LIBRARY(name, bound) \
-    inline __attribute__((noinline)) vec name(vec z) \
+    inline CALLED vec name(vec z) \
     { \
-        for (int lane = 0; lane < WIDTH; ++lane) \
-            z[lane] = std::name(z[lane]); \
+        for (int lane = 0; lane < LANES; ++lane) \
+            z[lane] = ::name(z[lane]); \
         return z; \
     }
 #define SYMCONV_LIBRARY_2(name, bound) \
-    inline __attribute__((noinline)) vec name(vec a, vec b) \
+    inline CALLED vec name(vec a, vec b) \
     { \
-        for (int lane = 0; lane < WIDTH; ++lane) \
-            a[lane] = std::name(a[lane], b[lane]); \
+        for (int lane = 0; lane < LANES; ++lane) \
+            a[lane] = ::name(a[lane], b[lane]); \
         return a; \
     }
 #endif
@@ -208,12 +214,8 @@ SYMCONV_INLINE vec fma(vec a, vec b, vec c)
 #if defined(SYMCONV_X86)
     return SYMCONV_X86(fmadd, a, b, c);
 #else
-    for (int lane = 0; lane < WIDTH; ++lane)
-#ifdef __FP_FAST_FMAF
-        c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
-#else
-        c[lane] = float(double(a[lane]) * double(b[lane]) + double(c[lane]));  // the product is exact in float64
-#endif
+    for (int lane = 0; lane < LANES; ++lane)
+        c[lane] = fused(a[lane], b[lane], c[lane]);
     return c;
 #endif
 }
@@ -294,7 +296,7 @@ SYMCONV_INLINE ivec exponent_bits(vec z) { return (bits(z) - 0x3f2aaaab) & integ
 /// `inside` where 0 < z < inf, and what a logarithm is elsewhere: -inf at 0, NaN below and for NaN, inf at inf.
 SYMCONV_INLINE vec log_edges(vec z, vec inside)
 {
-    return where(z > 0, where(z < infinity, inside, z), where(z == 0, -infinity, __builtin_nanf("")));
+    return where(z > 0, where(z < infinity, inside, z), where(z == 0, -infinity, not_a_number));
 }
 
 SYMCONV_INLINE vec log(vec z)
@@ -374,7 +376,7 @@ SYMCONV_INLINE vec pow(vec a, vec p)
     const vec limit = where(towards > 0, infinity, where(towards < 0, 0, splat(1)));
     vec value = where((base == 0) | (base == infinity) | (abs(p) == infinity), limit, power);
     value = from_bits(bits(value) | (bits(a) & SIGN_BIT & odd));
-    value = where((a < 0) & (base < infinity) & ~whole, __builtin_nanf(""), value);
+    value = where((a < 0) & (base < infinity) & ~whole, not_a_number, value);
     value = where((a != a) | (p != p), a + p, value);
     return where((a == 1) | (p == 0), 1, value);
 }
@@ -404,17 +406,17 @@ SYMCONV_INLINE vec sin_near_zero(vec r)
 
 // Arguments beyond NEAR, by libm in float64: so rare that they may be slow, but not wrong.
 #define SYMCONV_FAR(name) \
-    inline __attribute__((noinline, cold)) vec far_##name(vec z) \
+    inline CALLED vec far_##name(vec z) \
     { \
-        for (int lane = 0; lane < WIDTH; ++lane) \
-            z[lane] = float(std::name(double(z[lane]))); \
+        for (int lane = 0; lane < LANES; ++lane) \
+            z[lane] = float(::name(double(z[lane]))); \
         return z; \
     }
 SYMCONV_FAR(sin)
 SYMCONV_FAR(cos)
 SYMCONV_FAR(tan)
 
-SYMCONV_INLINE bool is_far(vec z) { return __builtin_expect(any_greater(abs(z), NEAR), 0); }
+SYMCONV_INLINE bool is_far(vec z) { return UNLIKELY(any_greater(abs(z), NEAR)); }
 
 SYMCONV_INLINE vec sin(vec z)
 {

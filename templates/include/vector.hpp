@@ -7,6 +7,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <math.h>
 #include <type_traits>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
@@ -21,6 +23,18 @@
 #endif
 
 #define SYMCONV_INLINE inline __attribute__((always_inline))
+// A loop nest on its own: all registers are for its tile.  A function that is called and not copied: it is long, or rare.
+#define APART __attribute__((noinline))
+#define CALLED __attribute__((noinline))
+#define PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define UNROLL PRAGMA(clang loop unroll(full))
+#else
+#define UNROLL PRAGMA(GCC unroll 16)
+#endif
+// Loops over taps: an out-of-order core needs no more than one at a time.
+#define UNROLL_TAPS
+#define UNLIKELY(condition) __builtin_expect(condition, 0)
 #define SYMCONV_PASTE_(a, b) a##b
 #define SYMCONV_PASTE(a, b) SYMCONV_PASTE_(a, b)
 
@@ -50,8 +64,10 @@ template <> struct integer_of<8> { using type = int64_t; };
 using real = SYMCONV_REAL;
 using integer = integer_of<sizeof(real)>::type;
 
-constexpr int WIDTH = SYMCONV_VECTOR_BYTES / sizeof(real);
-constexpr real infinity = __builtin_huge_valf();
+/// Numbers of a vector, and how many of them this thread holds: all.
+constexpr int WIDTH = SYMCONV_VECTOR_BYTES / sizeof(real), LANES = WIDTH;
+constexpr real infinity = __builtin_huge_valf(), not_a_number = __builtin_nanf("");
+constexpr real LARGEST = sizeof(real) == 4 ? real(__FLT_MAX__) : real(__DBL_MAX__);
 
 typedef real vec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
 /// Whole numbers, and masks: comparisons give -1 where they hold, else 0.
@@ -71,6 +87,9 @@ SYMCONV_INLINE vec rounded(vec value)
 #endif
     return value;
 }
+
+/// a - b, rounded before anything is added to it.
+SYMCONV_INLINE vec less(vec a, vec b) { return rounded(rounded(a) - b); }
 
 SYMCONV_INLINE ivec splat_int(integer value) { return value + ivec{}; }
 
@@ -93,11 +112,68 @@ SYMCONV_INLINE ivec load_int(const integer* from)
 SYMCONV_INLINE void store(real* to, vec value) { __builtin_memcpy(to, &value, sizeof value); }
 SYMCONV_INLINE void store_int(integer* to, ivec value) { __builtin_memcpy(to, &value, sizeof value); }
 
+/// Number i of an aligned block of N.
+template <int N> SYMCONV_INLINE real one_of(const real* block, int i) { return block[i]; }
+
+// -- The threads that share a piece of work: this one alone ------------------------------------------------------------
+
+constexpr int64_t TEAM = 1, RANK = 0;
+
+/// Wait for the team.
+SYMCONV_INLINE void meet() {}
+
+/// body(0), body(1), ... body(count - 1), in any order.
+template <class Body> SYMCONV_INLINE void each(int64_t count, Body body)
+{
+    for (int64_t i = 0; i < count; ++i)
+        body(i);
+}
+
+/// body(row, first place) for each vector of `rows` times `length` places.
+template <class Body> SYMCONV_INLINE void vectors(int64_t rows, int64_t length, Body body)
+{
+    for (int64_t f = 0; f < rows; ++f)
+        for (int64_t q = 0; q < length; q += WIDTH)
+            body(f, q);
+}
+
+/// body(row, column) for each of `rows` times `columns`, by all teams together.
+template <class Body> SYMCONV_INLINE void spread(int64_t rows, int64_t columns, Body body)
+{
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t column = 0; column < columns; ++column)
+            body(row, column);
+}
+
 // -- Bits and conversions ---------------------------------------------------------------------------------------------
 
 SYMCONV_INLINE ivec bits(vec value) { return (ivec)value; }
 SYMCONV_INLINE vec from_bits(ivec value) { return (vec)value; }
 SYMCONV_INLINE vec converted(ivec value) { return __builtin_convertvector(value, vec); }
+
+inline uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+inline float float_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/// a*b + c, rounded once.
+SYMCONV_INLINE float fused(float a, float b, float c)
+{
+#ifdef __FP_FAST_FMAF
+    return __builtin_fmaf(a, b, c);
+#else
+    return float(double(a) * double(b) + double(c));  // the product is exact in float64
+#endif
+}
 
 // -- Masks ------------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the C++ template is told: a schedule, printed.
+"""What the templates of native code are told: a schedule, printed.
 
 A pass (forward, backward) reads operands and window values at *places*.  For each domain that its sweeps run over, the
 generated struct has one member per symbol, which knows by itself how its operand lies: every call in a sweep is the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sympy as sp
@@ -42,28 +41,26 @@ class Member(NamedTuple):
     enter: str = ""
 
 
-def cpp_source(kernel: Kernel, schedule: Schedule) -> str:
-    """The text of a C++ file that computes a kernel and its gradients.
+def native_source(kernel: Kernel, schedule: Schedule, template: str, backward: type[Backward] | None = None) -> str:
+    """The text of a file that computes a kernel and its gradients.
 
-    It is compiled once per pass and dtype, see `backends.cpp`; it includes the static headers and nothing else.
+    It is compiled once per pass and dtype; it includes the static headers and nothing else.
+
+    Args:
+        kernel, schedule: what it computes, and how.
+        template: `cpp/kernel.cpp.jinja` or `cuda/kernel.cu.jinja`.
+        backward: how the backward pass is printed, if not as for a CPU.
     """
     accesses = identifiers(kernel, schedule)
     printer = CppPrinter(accesses)
-    again = sum(not sweep.gradients for sweep in schedule.backward)
-    gradients = len(schedule.backward) - again
-    forwards = [f"forward_{k}" for k in range(1, len(schedule.forward) + 1)]
-    backwards = [f"backward_{k}" for k in range(1, again + 1)]
-    backwards += ["gradient"] if gradients == 1 else [f"gradient_{k}" for k in range(1, gradients + 1)]
-    forward = _Forward(kernel, schedule, printer, schedule.forward, forwards, schedule.output)
-    backward = _Backward(kernel, schedule, printer, schedule.backward, backwards, schedule.at_windows)
     return render(
-        "cpp/kernel.cpp.jinja",
-        kernel=describe(kernel, schedule, accesses),
-        passes=[forward.context(), backward.context()],
+        template,
+        kernel=describe(kernel, schedule, accesses) | {"template": template},
+        passes=[each(kernel, schedule, printer).context() for each in (Forward, backward or Backward)],
     )
 
 
-class _Pass:
+class Pass:
     """One pass as the strings that the template puts in place."""
 
     name: str
@@ -71,16 +68,8 @@ class _Pass:
     #: The filters of a block in which weights are packed.
     block: str
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        schedule: Schedule,
-        printer: CppPrinter,
-        sweeps: Sequence[Sweep],
-        names: Sequence[str],
-        last: Block,
-    ) -> None:
-        self.schedule, self.printer, self.sweeps, self.last = schedule, printer, sweeps, last
+    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
+        self.schedule, self.printer = schedule, printer
         self.operands = {operand.name: operand for operand in kernel.formula.operands}
         self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
         self.numbers = [name for name, operand in self.operands.items() if operand.role == "const"]
@@ -88,7 +77,12 @@ class _Pass:
         #: What is made once per call: where the elements of weights are, and the weights as they are read.
         self.shared: dict[str, tuple[str, str]] = {}
         self.functions: list[dict[str, Any]] = []
-        self.printed = [self.sweep(sweep, name) for sweep, name in zip(sweeps, names)]
+        self.sweeps = self.named_sweeps()
+        self.printed = [self.sweep(sweep, name) for name, sweep in self.sweeps.items()]
+
+    def named_sweeps(self) -> dict[str, Sweep]:
+        """The sweeps of the pass by the names of their functions."""
+        raise NotImplementedError
 
     def context(self) -> dict[str, Any]:
         inputs = [name for name in self.tensors if self.operands[name].role == "input"]
@@ -113,10 +107,21 @@ class _Pass:
             "counts": [
                 (symbol.name, self.channels(where), "t" in where.axes)
                 for symbol, where in sorted(self.schedule.counts.items(), key=str)
+                if any(symbol.name in members for members in self.members.values())
             ],
             "kept": [(identifier(symbol.name), symbol.position) for symbol in self.schedule.kept],
             "output": len(self.tensors),
-            "ranks": max([sum("rank" in a.kind for a in sweep.accumulators) for sweep in self.sweeps], default=0),
+            "tensors": len(self.tensors) + 1 + len(self.schedule.kept) + len(self.tensors) * (self.name == "backward"),
+            "numbers": len(self.numbers),
+            "rank_counts": [
+                nest["inner"].replace("taps.", f"shared.{sweep['id']}.", 1)
+                for sweep in self.printed
+                for nest in sweep["nests"]
+                if any(each["rank"] for each in nest["accumulators"])
+            ],
+            "ranks": max(
+                [sum("rank" in a.kind for a in sweep.accumulators) for sweep in self.sweeps.values()], default=0
+            ),
         }
 
     # -- Domains -----------------------------------------------------------------------------------------------------
@@ -141,7 +146,7 @@ class _Pass:
     def values(self) -> list[tuple[str, str, str]]:
         """The arrays of values per window: name, type, how many per filter."""
         found = []
-        for sweep in self.sweeps:
+        for sweep in self.sweeps.values():
             found += [(name, "real", "1") for name in map(self.identifier, sweep.names)]
             for each in sweep.accumulators:
                 for symbol in each.symbols:
@@ -219,7 +224,7 @@ class _Pass:
         step = f"{channels} == 1 ? 0 : windows.channel" if own else "0"
         places = f"image_places(windows, shared.{self.id(where)}, {channels}, {self.access(symbol)}, arena)"
         enter = f"{name}.planes = {planes} + first * {self.id(where)}.{name}.own" if own else ""
-        return Member(name, kind, f"{planes}, {places}, {step}", enter)
+        return Member(name, kind, f"{planes}, {places}, {step}, {channels} * windows.channel", enter)
 
     def bank(self, name: str, symbol: Operand, where: Domain) -> Member:
         """A weight or parameter."""
@@ -229,10 +234,10 @@ class _Pass:
         tensor, count = self.tensors.index(symbol.operand.name), f"{self.id(where)}.count"
         self.shared[packed] = (
             "const real*",
-            f"pack<{flags}>(tensors[{tensor}], {elements}, windows, {count}, {self.block}, arena)",
+            f"pack<{flags}, {self.block}>(tensors[{tensor}], {elements}, windows, {count}, arena)",
         )
         count = f" * {self.id(where)}.{name}.count" if per_tap else ""
-        enter = f"{name}.packed = shared.{packed} + (group * windows.geometry.filters + first){count}"
+        enter = f"{name}.packed = shared.{packed} + (group * padded_filters<{self.block}>(windows) + first){count}"
         make = f"shared.{packed}, shared.{self.id(where)}.count"
         return Member(name, f"Bank<{flags}>", make, enter if per_filter else "")
 
@@ -287,15 +292,14 @@ class _Pass:
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         self.members.setdefault(sweep.where, {})  # also where its taps read nothing
         before = self.function(f"{name}_before", "What is the same at all taps of a window.", sweep.before, WINDOW)
-        doc = "What each tap gives to each operand's gradient." if sweep.gradients else "What each tap adds."
-        taps = self.function(f"{name}_tap", doc, sweep.taps, sweep.where)
+        taps = self.function(f"{name}_tap", self.doc_of(sweep), sweep.taps, sweep.where)
         ranks = self.function(f"{name}_ranks", "The ranks whose values are wanted.", sweep.ranks, WINDOW)
         legends = (legend(a, a.symbols[-1] if a.kind == "exponentials" else None) for a in sweep.accumulators)
         return {
             "name": name,
             "id": self.id(sweep.where),
             "inside": "inside" if "t" in sweep.where.axes else "always",
-            "doc": "; ".join(legends),
+            "doc": "; ".join(legends) or self.doc_of(sweep).removesuffix("."),
             "before": before,
             "names": [self.identifier(symbol) for symbol in sweep.names],
             "taps": taps,
@@ -306,17 +310,28 @@ class _Pass:
             "others": [],
         }
 
+    @staticmethod
+    def doc_of(sweep: Sweep) -> str:
+        """What the function of a sweep gives."""
+        if not sweep.gradients:
+            return "What each tap adds."
+        who = "Each window gives once" if sweep.where == WINDOW else "Each tap gives"
+        return f"{who} to the gradients: {', '.join(place.name for place in sweep.gradients)}."
+
     def nests(self, sweep: Sweep, name: str, values: list[str], ranks: list[str]) -> list[dict[str, Any]]:
         """The accumulators in groups that reduce the same axes: each group is a loop nest."""
         waiting, ranked = iter(values), iter(ranks)
         groups: dict[frozenset[str], list[dict[str, Any]]] = {}
         for number, each in enumerate(sweep.accumulators):
             is_rank = each.rank is not None
+            given = [next(waiting) for _ in each.values]
+            if each.kind == "moment" and each.values[-1] == 1:
+                given[-1] = "One{}"
             entry = {
                 "variable": f"running_{each.symbols[0].name}",
                 "type": ACCUMULATORS[each.kind],
                 "left": domain(each.left).axes,
-                "given": ", ".join(next(waiting) for _ in each.values),
+                "given": ", ".join(given),
                 "rank": next(ranked) if is_rank else "",
                 "number": sum(a.rank is not None for a in sweep.accumulators[:number]),
                 "stores": [
@@ -340,26 +355,33 @@ class _Pass:
         ]
 
 
-class _Forward(_Pass):
+class Forward(Pass):
     name, doc, block = "forward", "The output, and what the backward pass wants to be kept.", "FORWARD_FILTERS"
+
+    def named_sweeps(self) -> dict[str, Sweep]:
+        return {f"forward_{k}": sweep for k, sweep in enumerate(self.schedule.forward, 1)}
 
     def context(self) -> dict[str, Any]:
         doc = "The output, from what the window's taps gave."
-        return {"combine": self.function("combine", doc, self.last, WINDOW), **super().context()}
+        return {"combine": self.function("combine", doc, self.schedule.output, WINDOW), **super().context()}
 
     def values(self) -> list[tuple[str, str, str]]:
         return [*super().values(), ("output", "real", "1")]
 
 
-class _Backward(_Pass):
+class Backward(Pass):
     name, doc, block = "backward", "The gradients; tap values are computed again.", "1"
 
+    def named_sweeps(self) -> dict[str, Sweep]:
+        again = [sweep for sweep in self.schedule.backward if not sweep.gradients]
+        gradients = [sweep for sweep in self.schedule.backward if sweep.gradients]
+        if self.schedule.window_gradients:
+            nothing, at_windows = Block((), (), ()), self.schedule.at_windows
+            gradients.append(Sweep(WINDOW, (), nothing, at_windows, gradients=self.schedule.window_gradients))
+        named = {f"backward_{k}": sweep for k, sweep in enumerate(again, 1)}
+        return named | {f"gradient_{k}" if len(gradients) > 1 else "gradient": s for k, s in enumerate(gradients, 1)}
+
     def context(self) -> dict[str, Any]:
-        doc = "What reaches each operand once per window."
-        windows = self.function("gradient_windows", doc, self.last, WINDOW)
-        sinks = [
-            self.sink(place, WINDOW, value) for place, value in zip(self.schedule.window_gradients, windows["values"])
-        ]
         gradients = []
         for index, name in enumerate(self.tensors):
             operand = self.operands[name]
@@ -370,7 +392,7 @@ class _Backward(_Pass):
             gradients.append(
                 {"name": name, "kind": kind, "index": index, "elements": " * ".join(sizes), **self.field(name)}
             )
-        return {"windows": windows, "window_sinks": sinks, "gradients": gradients, **super().context()}
+        return {"gradients": gradients, **super().context()}
 
     def values(self) -> list[tuple[str, str, str]]:
         kept = [
@@ -380,9 +402,10 @@ class _Backward(_Pass):
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         printed = super().sweep(sweep, name)
+        kinds = {"bank": "banks", **({} if sweep.where == WINDOW else {"image": "images"})}
         for place, value in zip(sweep.gradients, printed["taps"]["values"]):
             sink = self.sink(place, sweep.where, value)
-            printed[{"image": "images", "bank": "banks"}.get(sink["kind"], "others")].append(sink)
+            printed[kinds.get(sink["kind"], "others")].append(sink)
         return printed
 
     def sink(self, place: Operand, where: Domain, value: str) -> dict[str, str]:
@@ -394,9 +417,13 @@ class _Backward(_Pass):
         elif base.role == "field":
             kind, member = "field", self.field_member(name, base, where, "Values", f"grad_{base.name}_values")
         else:
-            at = f"shared.{self.elements(self.identifier(place), place, where)}"
-            total = f"grad_{base.name}_total + {at}.first + group * {at}.group + first * {at}.filter"
-            member = Member(name, "BankSink", f"nullptr, {at}.filter, {at}.places", f"{name}.total = {total}")
-            kind = "bank"
+            kind, member = "bank", self.bank_sink(name, place, where)
         self.members.setdefault(where, {})[name] = member
-        return {"name": f"{self.id(where)}.{name}", "kind": kind, "of": base.name, "value": value}
+        tensor = self.tensors.index(base.name)
+        return {"name": f"{self.id(where)}.{name}", "kind": kind, "of": base.name, "tensor": tensor, "value": value}
+
+    def bank_sink(self, name: str, place: Operand, where: Domain) -> Member:
+        """Where the gradient of a weight or parameter goes."""
+        at = f"shared.{self.elements(self.identifier(place), place, where)}"
+        total = f"grad_{place.operand.name}_total + {at}.first + group * {at}.group + first * {at}.filter"
+        return Member(name, "BankSink", f"nullptr, {at}.filter, {at}.places", f"{name}.total = {total}")

@@ -1,0 +1,253 @@
+"""The CUDA backend: generated code for NVIDIA's GPUs, compiled at first use by NVRTC; and the same code emulated.
+
+A kernel is one source text.  What is built from it are *modules*, one for each pass, dtype, kind of padding and
+architecture, each when it is first called for.  "cuda-emu" runs the very same text, plans and launches on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+import torch
+
+from ..build.driver import LoadedModule
+from ..build.emulation import emulated
+from ..build.nvrtc import Resources, architectures, cubin, nvrtc_version, resources_of
+from ..build.toolchain import find_toolchain
+from ..errors import BackendError
+from ..geometry import Geometry
+from ..kernel import Kernel
+from ..render import static_headers
+from . import DTYPES
+from .cuda_schedule import THREADS, CudaPlan, Launch, blocks_at_a_time, plan_of, taps_at_a_time, tiles_of
+from .generated import GeneratingBackend
+from .native import STORAGE, NativeKernel
+from .native_schedule import Facts, facts_of, ranked
+
+log = logging.getLogger("symconv")
+
+SOURCE, FACTS = "kernel.cu", "facts.json"
+
+
+class Module(Protocol):
+    """What carries out launches."""
+
+    def launch(self, function: str, blocks: int, threads: int, call: bytes) -> None:
+        """Run a function in `blocks` blocks of `threads` threads; `call` is its argument."""
+
+
+class CudaBackend(GeneratingBackend["CudaKernel"]):
+    """Renders kernels as CUDA C++ and runs them on NVIDIA's GPUs."""
+
+    name = "cuda"
+    files = (SOURCE, FACTS)
+    device = "cuda"
+    what = "a CUDA device"
+
+    def unavailable(self) -> str | None:
+        return _unavailable()
+
+    def can_run(self, device: torch.device, dtype: torch.dtype, raise_error: bool = False) -> bool:
+        reason = None
+        if device.type != self.device:
+            reason = f"backend {self.name!r} computes on {self.what}, not on {device}"
+        elif dtype not in DTYPES:
+            reason = f"backend {self.name!r} computes in {', '.join(map(str, DTYPES))}, not in {dtype}"
+        else:
+            reason = self.unavailable()
+        if reason and raise_error:
+            raise BackendError(reason)
+        return reason is None
+
+    def source(self, kernel: Kernel) -> str:
+        return self.compile(kernel).source
+
+    def generate(self, kernel: Kernel) -> dict[str, str]:
+        return generate(kernel)
+
+    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> CudaKernel:
+        return CudaKernel(kernel.text, kernel.title, files[SOURCE], Facts(**json.loads(files[FACTS])))
+
+
+class EmulationBackend(CudaBackend):
+    """The same kernels on the CPU, thread by thread: to try and to test CUDA code without a GPU.  It is slow."""
+
+    name = "cuda-emu"
+    device = "cpu"
+    what = "the CPU"
+
+    def unavailable(self) -> str | None:
+        try:
+            find_toolchain()
+        except BackendError as error:
+            return str(error)
+        return None
+
+    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> EmulatedKernel:
+        return EmulatedKernel(kernel.text, kernel.title, files[SOURCE], Facts(**json.loads(files[FACTS])))
+
+
+@functools.cache
+def _unavailable() -> str | None:
+    """Why there are no CUDA kernels on this machine; where there is a GPU it is said once, in one line of the log."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device, or this PyTorch was built without CUDA"
+    try:
+        nvrtc_version()
+    except BackendError as error:
+        log.warning("symconv runs on the torch backend: %s", error)
+        return str(error)
+    return None
+
+
+def generate(kernel: Kernel) -> dict[str, str]:
+    """The files of a cache entry: the source, and the facts that spare the next process the derivation."""
+    from ..lower import lower
+    from .cuda_source import cuda_source
+
+    schedule = lower(kernel.formula)
+    return {SOURCE: cuda_source(kernel, schedule), FACTS: json.dumps(facts_of(kernel, schedule)._asdict())}
+
+
+def options_of(
+    facts: Facts, threads: int, direction: str, dtype: torch.dtype, ignore: bool, count: int = 0
+) -> list[str]:
+    """The options of the compiler for a pass, a dtype, a kind of padding and a count of values to be put in order."""
+    return [
+        *[f"-DRANKED={count}"] * (count > 0),
+        f"-DSYMCONV_{direction.upper()}",
+        f"-DTHREADS={threads}",
+        *STORAGE[dtype],
+        *["-DSYMCONV_IGNORE"] * ignore,
+        f"-DBLOCKS_AT_A_TIME={blocks_at_a_time(facts, direction)}",
+        f"-DTAPS_AT_A_TIME={taps_at_a_time(facts, direction)}",
+        *tiles_of(facts).options(),
+    ]
+
+
+def precompiled(kernel: Kernel, architecture: str, dtype: torch.dtype) -> dict[str, Resources]:
+    """Put the modules of a kernel into the cache, for both passes and both kinds of padding; no GPU is needed.
+
+    Args:
+        kernel: which one.
+        architecture: of the GPUs, as "sm_90".
+        dtype: of the tensors.
+
+    Returns:
+        what the functions take, for zero padding.
+
+    Raises:
+        BackendError: if NVRTC is missing or does not know the architecture.
+        CompilationError: if it refuses the source.
+    """
+    if architecture not in architectures():
+        raise BackendError(f"NVRTC {nvrtc_version()} compiles for {', '.join(architectures())}, not for {architecture}")
+    files = CudaBackend().compile(kernel)
+    found: dict[str, Resources] = {}
+    for direction in ("forward", "backward"):
+        for ignore in (True, False):
+            options = options_of(files.facts, THREADS, direction, dtype, ignore)
+            title = f"{kernel.title} (cuda, {architecture}, {direction}, {str(dtype).removeprefix('torch.')})"
+            _, log = cubin(files.source, static_headers(), options, architecture, title)
+            if not ignore:
+                found |= resources_of(log)
+    return found
+
+
+class CudaKernel(NativeKernel[CudaPlan]):
+    """A generated CUDA file and the modules built from it."""
+
+    threads = THREADS
+
+    def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
+        super().__init__(text, title, source, facts)
+        self._modules: dict[tuple[Any, ...], Module] = {}
+        #: The role of each tensor of a call that is a gradient; "" for the others.
+        self._roles = [*[""] * (len(self.lying) - len(facts.tensors)), *facts.roles]
+
+    # -- What differs between a GPU and its emulation ----------------------------------------------------------------
+
+    def processors(self, device: torch.device) -> int:
+        """The multiprocessors that share the work."""
+        return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+    def built(self, device: torch.device, options: Sequence[str], description: str) -> Module:
+        """The module for a device."""
+        major, minor = torch.cuda.get_device_capability(device)
+        code, _ = cubin(self.source, static_headers(), options, f"sm_{major}{minor}", description)
+        return LoadedModule(code, self.title)
+
+    def on(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Make a device the current one."""
+        return torch.cuda.device(device)
+
+    # -- Calls -------------------------------------------------------------------------------------------------------
+
+    def surroundings(self, device: torch.device) -> torch.device:
+        """The device: each has its own size, and architecture."""
+        return device
+
+    def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CudaPlan:
+        x = tensors[0]
+        ignore = geometry.ignore and any(map(any, geometry.padding))
+        module = self._module(direction, x.device, x.dtype, ignore, ranked(self.facts, x, geometry))
+        processors = self.processors(x.device)
+        return plan_of(self.facts, direction, tiles_of(self.facts), tensors, geometry, processors, module)
+
+    def _module(self, direction: str, device: torch.device, dtype: torch.dtype, ignore: bool, count: int) -> Module:
+        key = direction, device, dtype, ignore, count
+        with self._lock:
+            if key not in self._modules:
+                options = options_of(self.facts, self.threads, direction, dtype, ignore, count)
+                description = f"{self.title} (cuda, {direction}, {str(dtype).removeprefix('torch.')})"
+                self._modules[key] = self.built(device, options, description)
+            return self._modules[key]
+
+    def call(self, plan: CudaPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
+        arguments, held = plan.arguments(tensors, self.lying)
+        direction = "backward" if len(tensors) == len(self.lying) else "forward"
+        roles = self._roles[: len(tensors)]
+        wanted = [role for role, tensor in zip(roles, tensors) if role and tensor is not None]
+        device = plan.device
+
+        def launch(each: Launch, scratch: torch.Tensor, own: int) -> None:
+            packed = plan.packed(each, scratch.data_ptr(), own, numbers, arguments, roles)
+            plan.module.launch(each.function, each.blocks, self.threads, packed)
+
+        with self.on(device):
+            if not plan.scratch:  # once per shape: how much memory it takes is known to the generated code
+                sizes = torch.zeros(2, dtype=torch.int64, device=device)
+                launch(Launch(f"symconv_{direction}_measure", 1), sizes, 0)
+                plan.scratch.extend(sizes.tolist())
+            common, own = plan.scratch
+            scratch = self.empty((common + own * plan.most_blocks,), torch.uint8, device)
+            for each in plan.launches(direction, wanted):
+                launch(each, scratch, own)
+        del held
+
+
+class EmulatedKernel(CudaKernel):
+    """The same on the CPU.  All memory is full of NaN beforehand, so that what is read before it is written shows."""
+
+    threads = 128
+
+    def processors(self, device: torch.device) -> int:
+        return 2
+
+    def built(self, device: torch.device, options: Sequence[str], description: str) -> Module:
+        order = int(os.environ.get("SYMCONV_EMULATION_ORDER", "0"))
+        return emulated(self.source, static_headers(), options, description, order)
+
+    def on(self, device: torch.device) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        found = super().empty(shape, dtype, device)
+        found.view(torch.uint8).fill_(0xFF) if found.numel() else None
+        return found

@@ -1,0 +1,194 @@
+"""How the CUDA backend cuts the work: register tiles per kernel; strips, ranges of filters and launches per shape.
+
+A *launch* is data: which function, how many blocks, which strips.  Driver and emulation carry out the same ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from ..geometry import Geometry
+from .native_schedule import Facts, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
+
+#: Threads of a warp, which hold a vector together, and of a block.
+WARP, THREADS = 32, 128
+#: Windows of a strip, if there are so many, and the bytes that the pixels they see and their values may take: each
+#: block has its own, and all blocks together should find room in the second-level cache.
+STRIP, MEMORY = 256, 128 * 1024
+#: What it takes a block to read the pixels of a strip, in filters.
+READING = 4
+
+
+def tiles_of(facts: Facts) -> Tiles:
+    """The tiles of a kernel: about 16 accumulators for each thread, fewer where the mathematics needs registers."""
+    room, back = (4 if heavy else 16 if cost <= 6 else 8 for heavy, cost in zip(facts.heavy, facts.cost))
+    state = max(facts.state[0], 1)
+    room = min(room, 16 // state)
+    vectors = 2 if room // state >= 2 else 1
+    filters = power_below(room // (state * vectors)) if facts.per_filter else 1
+    images, banks = (max(count, 1) for count in facts.sinks)
+    bank = power_below(max(back // banks, 1))
+    bank_filters = power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1
+    image_taps = min(power_below(max(back // (2 * images), 1)), 4)
+    return Tiles(filters, vectors, vectors, 2, image_taps, bank_filters, min(bank // bank_filters, 4))
+
+
+def taps_at_a_time(facts: Facts, direction: str) -> int:
+    """How many rounds of an innermost loop are under way at a time: loads of several where the mathematics is short."""
+    backward = direction == "backward"
+    cost, heavy = facts.cost[backward], facts.heavy[backward]
+    return 1 if heavy or cost > 8 else 2 if cost > 4 or backward else 4
+
+
+def blocks_at_a_time(facts: Facts, direction: str) -> int:
+    """The blocks that run together on a multiprocessor: they share its registers."""
+    backward = direction == "backward"
+    cost, heavy = facts.cost[backward], facts.heavy[backward]
+    many = backward and (sum(facts.sinks) > 2 or facts.values[1][0] > 2)
+    return 2 if heavy or cost > 4 or many else 3
+
+
+class Launch(NamedTuple):
+    """One launch of a call.
+
+    Args:
+        function: of the generated file.
+        blocks: how many.
+        colour, colours: which strips: those whose number leaves `colour` when divided by `colours`.
+        gradients: the roles of operands whose gradients are its work; None for all tensors.
+    """
+
+    function: str
+    blocks: int
+    colour: int = 0
+    colours: int = 1
+    gradients: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class CudaPlan(Plan):
+    """A plan for the blocks of a GPU.
+
+    Args:
+        blocks: that share the strips.
+        shares: blocks that share the gradients of one range of filters.
+        ranges: of filters, all groups together.
+        colours: into how many launches the gradients of images are cut.
+        geometry: the strips and the geometry, as kernels read them.
+        module: what has the functions.
+        device: where it runs.
+    """
+
+    blocks: int
+    shares: int
+    ranges: int
+    colours: int
+    geometry: NativeGeometry = field(repr=False)
+    module: Any = field(repr=False)
+    device: torch.device = field(repr=False)
+    #: Bytes of scratch memory for all blocks together and for each, once they are known.
+    scratch: list[int] = field(default_factory=list, repr=False, init=False)
+
+    def launches(self, direction: str, roles: Sequence[str]) -> list[Launch]:
+        """The launches of a call, one after the other; `roles` are those of the operands whose gradients are wanted."""
+        launches = [Launch(f"symconv_{direction}_prepare", self.blocks)]
+        if direction == "forward":
+            return [*launches, Launch("symconv_forward", self.blocks)]
+        if seen := tuple({"input", "field"} & {*roles}):
+            colours = self.colours if "input" in seen else 1
+            images = "symconv_backward_images"
+            launches += [Launch(images, self.blocks, k, colours, ("input", "field")) for k in range(colours)]
+        if banks := tuple({"weight", "bias", "param"} & {*roles}):
+            launches.append(Launch("symconv_backward_weights", self.shares * self.ranges, gradients=banks))
+            launches.append(Launch("symconv_backward_gather", self.blocks, gradients=banks))
+        return launches
+
+    @property
+    def most_blocks(self) -> int:
+        """The blocks of the launch that has most: each has scratch memory of its own."""
+        return max(self.blocks, self.shares * self.ranges)
+
+    def packed(
+        self, launch: Launch, scratch: int, own: int, numbers: Sequence[float], arguments: Any, roles: Sequence[str]
+    ) -> bytes:
+        """The argument of a launch.
+
+        Args:
+            launch: which one.
+            scratch, own: where the scratch memory is, and how many bytes of it each block has.
+            numbers: the constants of the formula.
+            arguments: the tensors, as `arguments` lays them out.
+            roles: those of the tensors that are gradients, which come last; "" for other tensors.
+        """
+        head = (ctypes.c_int64 * 5)(scratch, own, launch.colour, launch.colours, self.shares)
+        values = (ctypes.c_double * max(len(numbers), 1))(*numbers)
+        tensors = type(arguments).from_buffer_copy(arguments)
+        step = len(tensors) // len(roles)
+        for index, role in enumerate(roles):
+            if role and launch.gradients is not None and role not in launch.gradients:
+                tensors[index * step] = 0  # the work of another launch
+        return b"".join(map(bytes, (self.geometry, head, values, tensors)))
+
+
+def _filter_step(filters: int, tile: int, most: int, units: int, room: int) -> int:
+    """The filters of a range: those for which the blocks are done soonest.
+
+    Each of `units` strips is the work of a block for each range, `room` blocks run at a time, and every block reads its
+    pixels first, which takes about as long as `READING` filters.
+    """
+    candidates = {min(max(-(-filters // parts) // tile, 1) * tile, filters) for parts in range(1, filters + 1)}
+    allowed = [step for step in candidates if step <= most] or [min(candidates)]
+    return min(allowed, key=lambda step: (-(-units * -(-filters // step) // room) * (step + READING), -step))
+
+
+def plan_of(
+    facts: Facts,
+    direction: str,
+    tiles: Tiles,
+    tensors: Sequence[torch.Tensor],
+    geometry: Geometry,
+    processors: int,
+    module: Any,
+) -> CudaPlan:
+    """The plan for tensors of these shapes, on a GPU of so many multiprocessors."""
+    x = tensors[0]
+    backward = direction == "backward"
+    line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
+    filters = geometry.out_channels // geometry.groups
+    real = 8 if x.dtype == torch.float64 else 4
+    per_place = real * line.planes * sum(channels) * (2 if backward else 1)
+    whole, per_channel, per_tap = facts.values[backward]
+    per_filter = real * (whole + per_channel * max(channels) + per_tap * math.prod(geometry.kernel_size))
+
+    step = WARP * (tiles.again if backward else tiles.vectors)
+    strip = min(STRIP, -(-line.length // step) * step)
+    while strip > step and per_place * (strip + line.halo) + per_filter * tiles.filters * strip > MEMORY:
+        strip = -(-strip // (2 * step)) * step
+    pieces = -(-line.length // strip)
+    strip = -(-line.length // (pieces * step)) * step  # of about the same length
+    pieces = -(-line.length // strip)
+    room = processors * blocks_at_a_time(facts, direction)
+    strips = x.shape[0] * line.lines * pieces
+    most = max(MEMORY // (per_filter * strip), 1)
+    filter_step = _filter_step(filters, tiles.filters, most, strips * geometry.groups, room)
+    ranges = geometry.groups * -(-filters // filter_step)
+    apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
+    return CudaPlan(
+        strip,
+        filter_step,
+        (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:])),
+        geometry.groups,
+        min(max(strips * ranges, 1), room),
+        min(max(-(-room // ranges), 1), max(strips, 1)),
+        ranges,
+        min(apart, max(line.lines * pieces, 1)),
+        line.told(strip, filter_step),
+        module,
+        x.device,
+    )

@@ -1,0 +1,130 @@
+"""What the backends of native code share: kernels whose calls are planned once per shape, and what serves instead."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import warnings
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ..errors import BackendError, CacheError, CompilationError, SymconvWarning
+from ..geometry import Geometry
+from ..kernel import kernel_of
+from . import Compiled, backend
+from .native_schedule import Facts, Plan
+
+#: How tensors of a dtype are stored and computed with, as options of a compiler.
+STORAGE = {
+    torch.float32: ("-DSYMCONV_REAL=float",),
+    torch.float64: ("-DSYMCONV_REAL=double",),
+    torch.float16: ("-DSYMCONV_REAL=float", "-DSYMCONV_FLOAT16"),
+    torch.bfloat16: ("-DSYMCONV_REAL=float", "-DSYMCONV_BFLOAT16"),
+}
+#: So many shapes a kernel remembers.
+MAX_PLANS = 1024
+
+P = TypeVar("P", bound=Plan)
+
+
+class NativeKernel(Generic[P]):
+    """A generated file and what is built from it, for each pass, dtype and kind of padding when first called for.
+
+    A backend says how a call is cut (`planned`) and carried out (`call`).
+    """
+
+    def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
+        self.text, self.title, self.source, self.facts = text, title, source, facts
+        self.kept = tuple(facts.kept)
+        self.has_gradient = frozenset(facts.has_gradient)
+        self._broken = False
+        self._plans: dict[tuple[Any, ...], P] = {}
+        self._lock = threading.RLock()
+        operands, values = [*zip(facts.roles, facts.axes)], [("values", "o")] * (1 + len(facts.kept))
+        #: The role and the axes of each tensor of a call, in its order.
+        self.lying = [*operands, *values, *operands]
+
+    def surroundings(self, device: torch.device) -> Any:
+        """What a plan depends on besides shapes."""
+        raise NotImplementedError
+
+    def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> P:
+        """How a call is cut, with what computes it.
+
+        Raises:
+            CompilationError, CacheError, BackendError, OSError: if that cannot be built.
+        """
+        raise NotImplementedError
+
+    def call(self, plan: P, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
+        """Carry out a call, for the tensors in the order of `lying`."""
+        raise NotImplementedError
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Memory that a call will write."""
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    def forward(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        x = tensors[0]
+        plan = self._plan("forward", tensors, geometry)
+        if plan is None:
+            return self._instead.forward(tensors, numbers, geometry)
+        real = torch.promote_types(x.dtype, torch.float32)
+        output = self.empty(plan.output_shape, x.dtype, x.device)
+        kept = tuple(
+            self.empty(plan.output_shape, torch.int32 if kind == "position" else real, x.device) for kind in self.kept
+        )
+        self.call(plan, [*tensors, output, *kept], numbers)
+        return output, kept
+
+    def backward(
+        self,
+        grad_output: torch.Tensor,
+        kept: Sequence[torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        numbers: Sequence[float],
+        geometry: Geometry,
+        needs: AbstractSet[str],
+    ) -> tuple[torch.Tensor | None, ...]:
+        plan = self._plan("backward", tensors, geometry)
+        if plan is None:
+            return self._instead.backward(grad_output, kept, tensors, numbers, geometry, needs)
+        x = tensors[0]
+        real = torch.promote_types(x.dtype, torch.float32)
+        gradients = [
+            torch.zeros(each.shape, dtype=real, device=x.device) if name in needs else None
+            for name, each in zip(self.facts.tensors, tensors)
+        ]
+        wanted = [each if name in self.has_gradient else None for name, each in zip(self.facts.tensors, gradients)]
+        if any(each is not None for each in wanted):
+            self.call(plan, [*tensors, grad_output, *kept, *wanted], numbers)
+        return tuple(each if each is None or each.dtype == x.dtype else each.to(x.dtype) for each in gradients)
+
+    @functools.cached_property
+    def _instead(self) -> Compiled:
+        """The same kernel on the torch backend, which needs no compiler; both keep the same for a backward pass."""
+        return backend("torch").compile(kernel_of(self.text))
+
+    def _plan(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> P | None:
+        """The plan of a call; None where it cannot be built."""
+        x = tensors[0]
+        key = (direction, geometry, self.surroundings(x.device), x.dtype, *[each.shape for each in tensors])
+        found = self._plans.get(key)
+        if found is None:
+            if self._broken:
+                return None
+            if len(self._plans) >= MAX_PLANS:  # of a model whose images are all of different sizes
+                self._plans.clear()
+            try:
+                found = self._plans[key] = self.planned(direction, tensors, geometry)
+            except (CompilationError, CacheError, BackendError, OSError) as error:
+                self._broken = True
+                warnings.warn(
+                    f"{error}\nThe torch backend computes {self.title!r} instead.", SymconvWarning, stacklevel=2
+                )
+        return found

@@ -1,0 +1,288 @@
+"""What native backends know of a kernel, and how they hand a call to it.
+
+`Facts` are of the kernel and kept beside its source; `Tiles` are compiled in; a `Plan` is made once per shape.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from ..geometry import Geometry
+from ..kernel import Kernel
+from ..language.axes import domain
+from ..lower import Schedule, Sweep
+
+#: Vectors that an accumulator of each kind holds.
+STATE = {"sum": 1, "product": 1, "max": 1, "first_max": 2, "exponentials": 2, "mean": 3, "moment": 4}
+#: Functions that take many instructions and many registers.
+HEAVY = frozenset(
+    "exp log sin cos tan tanh sigmoid pow expm1 log1p softplus asin acos atan atan2 sinh cosh erf sinc".split()
+)
+
+
+class Facts(NamedTuple):
+    """What a call needs to know of a kernel, in plain data: it is kept beside the source."""
+
+    tensors: list[str]
+    roles: list[str]
+    axes: list[str]
+    kept: list[str]
+    has_gradient: list[str]
+    per_filter: bool
+    state: list[int]
+    sinks: list[int]
+    heavy: list[int]
+    cost: list[int]
+    ranked: list[str]
+    values: list[list[int]]
+
+
+def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
+    """The facts of a kernel.  Pairs are for the forward and the backward pass."""
+    signature = kernel.signature
+    places = [place for sweep in schedule.backward for place in sweep.gradients]
+    per_filter = any("o" in axes for role, axes in zip(signature.roles, signature.axes) if role != "bias")
+    passes = schedule.forward, schedule.backward
+    return Facts(
+        list(signature.tensors),
+        list(signature.roles),
+        list(signature.axes),
+        ["position" if symbol.position else "value" for symbol in schedule.kept],
+        sorted(schedule.has_gradient),
+        per_filter,
+        [max((sum(STATE.get(a.kind, 0) for a in sweep.accumulators) for sweep in each), default=1) for each in passes],
+        [
+            sum(place.operand.role == "input" for place in places),
+            sum(place.operand.role != "input" for place in places),
+        ],
+        [
+            sum(count for sweep in each for name, count in sweep.taps.operations.items() if name in HEAVY)
+            for each in passes
+        ],
+        [max((_cost(sweep) for sweep in each), default=0) for each in passes],
+        sorted(
+            {
+                "".join(sorted(a.dims))
+                for each in passes
+                for sweep in each
+                for a in sweep.accumulators
+                if a.rank is not None
+            }
+        ),
+        [_values(sweeps, extra) for sweeps, extra in zip(passes, (1, 1 + len(schedule.kept)))],
+    )
+
+
+def _cost(sweep: Sweep) -> int:
+    """The operations at a tap, where a quotient or a square root counts four times."""
+    return sum(count * (4 if name in ("div", "sqrt") else 1) for name, count in sweep.taps.operations.items())
+
+
+def _values(sweeps: Sequence[Sweep], extra: int) -> list[int]:
+    """How many values per window, per window and channel, per window and tap are held."""
+    found = [extra, 0, 0]
+    for sweep in sweeps:
+        found[0] += len(sweep.names)
+        for each in sweep.accumulators:
+            found[{"": 0, "c": 1, "t": 2}[domain(each.left).axes]] += len(each.symbols)
+    return found
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """What the innermost loops hold in registers.
+
+    Args:
+        filters, vectors: of a tile of the forward pass.
+        row: vectors of a tile of one filter.
+        again: vectors of a tile of sweeps that the backward pass repeats.
+        image_taps: taps of a tile of the gradients of images.
+        bank_filters, bank_taps: of a tile of the gradients of weights.
+    """
+
+    filters: int
+    vectors: int
+    row: int
+    again: int
+    image_taps: int
+    bank_filters: int
+    bank_taps: int
+
+    def options(self) -> list[str]:
+        """The tiles as options of the compiler."""
+        named = {
+            "FORWARD_FILTERS": self.filters,
+            "FORWARD_VECTORS": self.vectors,
+            "FORWARD_ROW": self.row,
+            "BACKWARD_FILTERS": 1,
+            "BACKWARD_VECTORS": self.again,
+            "BACKWARD_ROW": self.again,
+            "IMAGE_TAPS": self.image_taps,
+            "BANK_FILTERS": self.bank_filters,
+            "BANK_TAPS": self.bank_taps,
+        }
+        return [f"-D{name}={value}" for name, value in named.items()]
+
+
+def power_below(n: int) -> int:
+    return 1 << (max(n, 1).bit_length() - 1)
+
+
+class NativeGeometry(ctypes.Structure):
+    """`Geometry` of the static headers: axes are z, y, x; those that the image lacks have one element."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("batch", "groups", "filters", "channels")),
+        *((name, ctypes.c_int64 * 3) for name in ("image", "size", "kernel", "stride", "before", "dilation")),
+        ("strip", ctypes.c_int64),
+        ("filter_step", ctypes.c_int64),
+    ]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The windows of one image and one z, row after row, see `window.hpp`.
+
+    Args:
+        geometry: of the call, without strips.
+        pitch: places of a row.
+        length: places of the line.
+        reach: for each axis, how many windows further on the last tap of a window is the first one.
+        planes: for each channel, the planes that hold what its windows see.
+    """
+
+    geometry: NativeGeometry
+    pitch: int
+    length: int
+    reach: tuple[int, int, int]
+    planes: int
+
+    @property
+    def halo(self) -> int:
+        """The places that a strip sees beyond its windows."""
+        return self.reach[1] * self.pitch + self.reach[2]
+
+    @property
+    def lines(self) -> int:
+        """How many such lines an image has."""
+        return int(self.geometry.size[0])
+
+    def told(self, strip: int, filter_step: int) -> NativeGeometry:
+        """The geometry, with the strips that a plan has chosen."""
+        geometry = NativeGeometry.from_buffer_copy(self.geometry)
+        geometry.strip, geometry.filter_step = strip, filter_step
+        return geometry
+
+
+def line_of(x: torch.Tensor, geometry: Geometry) -> Line:
+    """The line of windows of a call for an input `[N, channels, *size]`."""
+    rank = len(geometry.kernel_size)
+
+    def axes(values: Sequence[int], absent: int) -> tuple[int, ...]:
+        return (absent,) * (3 - rank) + tuple(values)
+
+    kernel, stride, dilation = (axes(v, 1) for v in (geometry.kernel_size, geometry.stride, geometry.dilation))
+    image, size = axes(x.shape[2:], 1), axes(geometry.output_size(x.shape[2:]), 1)
+    z, y, across = ((k - 1) * d // s for k, d, s in zip(kernel, dilation, stride))
+    residues = [len({t * d % s for t in range(k)}) for k, d, s in zip(kernel[1:], dilation[1:], stride[1:])]
+    told = NativeGeometry(
+        x.shape[0],
+        geometry.groups,
+        geometry.out_channels // geometry.groups,
+        x.shape[1] // geometry.groups,
+        *((ctypes.c_int64 * 3)(*v) for v in (image, size, kernel, stride)),
+        (ctypes.c_int64 * 3)(*axes([before for before, _ in geometry.padding], 0)),
+        (ctypes.c_int64 * 3)(*dilation),
+    )
+    pitch = size[2] + across
+    return Line(told, pitch, (size[1] - 1) * pitch + size[2], (z, y, across), kernel[0] * math.prod(residues))
+
+
+#: So many values at most are put in order in registers.
+FEW = 32
+
+
+def ranked(facts: Facts, x: torch.Tensor, geometry: Geometry) -> int:
+    """How many values a kernel puts in order, 0 if they are many, or not always as many."""
+    if len(facts.ranked) != 1:
+        return 0
+    sizes = {"t": math.prod(geometry.kernel_size), "c": x.shape[1] // geometry.groups}
+    count = math.prod(sizes[axis] for axis in facts.ranked[0])
+    return count if count <= FEW else 0
+
+
+def channels_of(facts: Facts, tensors: Sequence[torch.Tensor], groups: int) -> list[int]:
+    """The channels of each input that a group sees."""
+    inputs = [each for each, role in zip(tensors, facts.roles) if role == "input"]
+    return [each.shape[1] // (groups if each.shape[1] % groups == 0 else 1) for each in inputs]
+
+
+#: The roles of operands that are read as they lie in memory, without steps.
+PACKED = ("weight", "bias", "param")
+#: Numbers per tensor: data, channels, group, and the steps along n, channel, tap, z, y, x.
+TENSOR = 9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call is cut, for tensors of given shapes.
+
+    Args:
+        strip: windows of a strip.
+        filter_step: filters that are computed together.
+        output_shape: `[N, out_channels, *size]`.
+        groups: of the call.
+    """
+
+    strip: int
+    filter_step: int
+    output_shape: tuple[int, ...]
+    groups: int = field(repr=False)
+    _layouts: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
+
+    def arguments(
+        self, tensors: Sequence[torch.Tensor | None], lying: Sequence[tuple[str, str]]
+    ) -> tuple[Any, list[torch.Tensor | None]]:
+        """The tensors as the library reads them, and those that must live until it returns.
+
+        Args:
+            tensors: operands, values per window, gradients; None for a gradient that is not wanted.
+            lying: the role and the axes of each.
+        """
+        tensors = [
+            tensor.contiguous() if tensor is not None and role in PACKED else tensor
+            for tensor, (role, _) in zip(tensors, lying)
+        ]
+        strides = tuple(None if tensor is None else tensor.stride() for tensor in tensors)
+        found = self._layouts.get(strides)
+        if found is None:
+            numbers = [n for tensor, each in zip(tensors, lying) for n in self._layout(tensor, *each)]
+            found = self._layouts[strides] = (ctypes.c_int64 * len(numbers))(*numbers)
+        arguments = type(found).from_buffer_copy(found)  # other threads may be calling
+        for index, tensor in enumerate(tensors):
+            if tensor is not None:
+                arguments[index * TENSOR] = tensor.data_ptr()
+        return arguments, tensors
+
+    def _layout(self, tensor: torch.Tensor | None, role: str, axes: str) -> list[int]:
+        """One tensor as the library reads it, without its data."""
+        if tensor is None or role in PACKED:
+            return [0] * TENSOR
+        stride, rank = tensor.stride(), len(self.output_shape) - 2
+        channels = group = 0
+        along = {"o": 0, "t": 0}
+        if role == "input":
+            along["o"] = stride[1]
+            shared = tensor.shape[1] % self.groups != 0
+            channels = tensor.shape[1] if shared else tensor.shape[1] // self.groups
+            group = 0 if shared else channels
+        else:
+            along |= dict(zip(axes, stride[1:]))
+        steps = [stride[0], along["o"], along["t"], *[0] * (3 - rank), *stride[len(stride) - rank :]]
+        return [0, channels, group, *steps]

@@ -1,0 +1,71 @@
+"""CUDA kernels on a GPU: machine code loaded and launched through NVIDIA's driver, on PyTorch's current stream.
+
+`launch` copies nothing, waits for nothing and takes no memory, so that it may be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+
+from ..errors import BackendError
+
+
+@functools.cache
+def _driver() -> Any:
+    """The bindings of the driver.
+
+    Raises:
+        BackendError: if there are none.
+    """
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        hint = "pip install 'symconv[cuda]'"
+        raise BackendError(f"the Python bindings of CUDA are missing ({error}); {hint}") from error
+    return driver
+
+
+class LoadedModule:
+    """The functions of a generated CUDA file on the GPUs of one architecture.
+
+    Args:
+        code: a cubin.
+        title: of the kernel, for errors.
+    """
+
+    def __init__(self, code: bytes, title: str) -> None:
+        self.title, self._code, self._functions = title, code, dict[str, Any]()
+        driver = _driver()
+        torch.cuda.init()
+        (self._library,) = self._checked(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), "load")
+
+    def launch(self, function: str, blocks: int, threads: int, call: bytes) -> None:
+        """Launch a function in `blocks` blocks of `threads` threads on the current stream of the current device.
+
+        Raises:
+            BackendError: if the driver refuses.
+        """
+        driver = _driver()
+        if function not in self._functions:
+            (self._functions[function],) = self._checked(
+                driver.cuLibraryGetKernel(self._library, function.encode()), f"find {function} in"
+            )
+        argument = ctypes.create_string_buffer(call, len(call))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+        stream = torch.cuda.current_stream().cuda_stream
+        kernel = driver.CUfunction(int(self._functions[function]))
+        status = driver.cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
+        self._checked(status, f"launch {function} of")
+
+    def _checked(self, result: tuple[Any, ...], what: str) -> tuple[Any, ...]:
+        driver = _driver()
+        status, *found = result
+        if status != driver.CUresult.CUDA_SUCCESS:
+            _, text = driver.cuGetErrorString(status)
+            said = text.decode() if text else ""
+            raise BackendError(f"the CUDA driver could not {what} {self.title!r}: {status.name} {said}")
+        return tuple(found)

@@ -1,0 +1,243 @@
+// The running values of a sweep, each with what it yields.
+#pragma once
+
+#include "math.hpp"
+
+#ifndef RANKED
+#define RANKED 0
+#endif
+
+namespace symconv {
+
+/// All count.
+struct Everywhere {};
+inline vec where(Everywhere, vec a, vec) { return a; }
+inline ivec where(Everywhere, ivec a, ivec) { return a; }
+inline ivec operator&(ivec mask, Everywhere) { return mask; }
+
+/// Results of a function that has several.
+template <int N> struct Results {
+    vec value[N];
+    vec operator[](int n) const { return value[n]; }
+};
+
+struct Sum {
+    vec value = splat(0);
+    template <class Mask> void add(Mask mask, ivec, vec v) { value = where(mask, value + v, value); }
+    vec sum() const { return value; }
+};
+
+struct Product {
+    vec value = splat(1);
+    template <class Mask> void add(Mask mask, ivec, vec v) { value = where(mask, value * v, value); }
+    vec product() const { return value; }
+};
+
+/// The maximum; NaN wins.
+struct Max {
+    vec value = splat(-infinity);
+    template <class Mask> void add(Mask mask, ivec, vec v) { value = where(mask, maximum(value, v), value); }
+    vec max() const { return value; }
+};
+
+/// The maximum and the scan position of the first tap that attains it; NaN wins.
+struct FirstMax {
+    vec value = splat(-infinity);
+#ifdef SYMCONV_IGNORE
+    ivec position = splat_int(0x7fffffff);  // nothing has been seen
+#else
+    ivec position = splat_int(0);  // of the first tap, which stands where all are -inf
+#endif
+    template <class Mask> void add(Mask mask, ivec here, vec v)
+    {
+        ivec better = ~(v <= value) & (value == value);
+#ifdef SYMCONV_IGNORE
+        better = where(mask, better | ((v == value) & (position > here)), splat_int(0));
+#else
+        (void)mask;
+#endif
+        value = where(better, v, value);
+        position = where(better, here, position);
+    }
+    vec max() const { return value; }
+    ivec argmax() const { return position; }
+};
+
+/// The maximum, made finite, and the sum of exp(value - maximum).
+struct Exponentials {
+    vec top = splat(-infinity), total = splat(0);
+    template <class Mask> void add(Mask mask, ivec, vec value)
+    {
+        const vec higher = maximum(top, value), at = finite(higher);
+        total = where(mask, total * exp(less(top, at)) + exp(less(value, at)), total);
+        top = where(mask, higher, top);
+    }
+    /// What may be subtracted: never -inf or inf.
+    static vec finite(vec v)
+    {
+        return minimum(maximum(v, splat(-LARGEST)), splat(LARGEST));
+    }
+    vec peak() const { return finite(top); }
+    vec exponentials() const { return total; }
+};
+
+/// The running mean (Welford); for a constant it is that constant.
+struct Mean {
+    vec total = splat(0), running = splat(0), count = splat(0);
+    real seen = 0;  // where all count
+
+    template <class Mask> void add(Mask mask, ivec, vec value)
+    {
+        count = where(mask, count + splat(1), count);
+        total = where(mask, total + value, total);
+        running = where(mask, running + less(value, running) / count, running);
+    }
+    void add(Everywhere, ivec, vec value)
+    {
+        seen += 1;
+        total += value;
+        running += less(value, running) * splat(1 / seen);
+    }
+    vec mean() const
+    {
+        // Beside an infinite value the running mean is NaN; the sum knows better.
+        return where(running - running == splat(0), running, total / maximum(count + seen, splat(1)));
+    }
+};
+
+/// The weight of all where nobody gives one.
+struct One {};
+
+/// The sum of weight*(a - mean(a))*(b - mean(b)) (West 1979); exactly 0 for constants.
+struct Moment {
+    vec value = splat(0), total = splat(0), mean_a = splat(0), mean_b = splat(0);
+    real seen = 0;  // where all count, and none weighs more
+
+    template <class Mask> void add(Mask mask, ivec, vec a, vec b, vec weight)
+    {
+        const vec all = total + weight, share = where(all == splat(0), splat(0), weight / all);
+        const vec by_a = less(a, mean_a), by_b = less(b, mean_b);
+        value = where(mask, value + by_a * by_b * share * total, value);
+        mean_a = where(mask, mean_a + by_a * share, mean_a);
+        mean_b = where(mask, mean_b + by_b * share, mean_b);
+        total = where(mask, all, total);
+    }
+    template <class Mask> void add(Mask mask, ivec position, vec a, vec b, One) { add(mask, position, a, b, splat(1)); }
+    void add(Everywhere, ivec, vec a, vec b, One)
+    {
+        const real share = 1 / (seen + 1);
+        const vec by_a = less(a, mean_a), by_b = less(b, mean_b);
+        value += by_a * by_b * splat(share * seen);
+        mean_a += by_a * splat(share);
+        mean_b += by_b * splat(share);
+        seen += 1;
+    }
+    vec moment() const { return value; }
+};
+
+/// Batcher's odd-even merge sort: pairs to be put in order, one after the other, to sort `n` values.
+struct Network {
+    int low[256] = {}, high[256] = {}, count = 0;
+
+    constexpr explicit Network(int n)
+    {
+        for (int size = 1; size < n; size *= 2)
+            for (int step = size; step; step /= 2)
+                for (int start = step % size; start < n - step; start += 2 * step)
+                    for (int at = start; at < start + step && at < n - step; ++at)
+                        if (at / (2 * size) == (at + step) / (2 * size)) {
+                            low[count] = at;
+                            high[count++] = at + step;
+                        }
+    }
+};
+template <int N> constexpr Network NETWORK{N};
+
+/// The pairs of a network from number FIRST on, written out: the values stay in registers.
+template <int N, int FIRST = 0> SYMCONV_INLINE void put_in_order(vec* values)
+{
+    if constexpr (FIRST < NETWORK<N>.count) {
+        constexpr int low = NETWORK<N>.low[FIRST], high = NETWORK<N>.high[FIRST];
+        const vec a = values[low], b = values[high];
+        values[low] = smaller(a, b);
+        values[high] = larger(a, b);
+        put_in_order<N, FIRST + 1>(values);
+    }
+}
+
+/// The value of a rank, counted from 0 for the smallest, and the position among the taps of the first one that has it.
+/// NaN wins; it holds all the values.  RANKED is how many there are if they are few, else 0.
+struct FirstRank {
+    vec* values;
+    ivec* counts;
+    vec* sorted;
+    vec found;
+    ivec position;
+    int64_t count = 0;
+
+    template <class Mask> void add(Mask mask, ivec, vec v)
+    {
+        counts[count] = where(mask, splat_int(-1), splat_int(0));
+        values[count] = where(mask, v, splat(infinity));
+        ++count;
+    }
+
+    void choose(vec rank)
+    {
+#if RANKED
+        if (count == RANKED) {
+            vec few[RANKED];
+            UNROLL for (int k = 0; k < RANKED; ++k)
+                few[k] = values[k];
+            put_in_order<RANKED>(few);
+            pick(rank, few);
+            return;
+        }
+#endif
+        for (int64_t k = 0; k < count; ++k)
+            sorted[k] = values[k];
+        for (int64_t size = 1; size < count; size *= 2)
+            for (int64_t step = size; step; step /= 2)
+                for (int64_t start = step % size; start < count - step; start += 2 * step)
+                    for (int64_t low = start; low < least(start + step, count - step); ++low)
+                        if (low / (2 * size) == (low + step) / (2 * size)) {
+                            const vec a = sorted[low], b = sorted[low + step];
+                            sorted[low] = smaller(a, b);
+                            sorted[low + step] = larger(a, b);
+                        }
+        pick(rank, sorted);
+    }
+
+    /// The value of a rank among sorted ones.  Values that are NaN make no order, but then the result is NaN.
+    SYMCONV_INLINE void pick(vec rank, const vec* in_order)
+    {
+        ivec broken = splat_int(0);
+#ifdef SYMCONV_IGNORE
+        ivec some = splat_int(0);
+        found = in_order[0];
+        for (int64_t k = 0; k < count; ++k) {
+            found = where(rank == splat(real(k)), in_order[k], found);
+            some |= counts[k];
+            broken |= counts[k] & (values[k] != values[k]);
+        }
+        found = where(some, found, splat(0));
+#else
+        found = in_order[least(most(int64_t(rank[0]), 0), count - 1)];  // the same for all windows
+        for (int64_t k = 0; k < count; ++k)
+            broken |= values[k] != values[k];
+#endif
+        found = where(broken, splat(not_a_number), found);
+        position = splat_int(-1);
+        for (int64_t k = count; k-- > 0;) {
+            const ivec here = counts[k] & ((values[k] == found) | ((values[k] != values[k]) & (found != found)));
+            position = where(here, splat_int(integer(k)), position);
+        }
+    }
+
+    vec rank() const { return found; }
+    ivec argrank() const { return position; }
+};
+
+using Rank = FirstRank;
+
+}  // namespace symconv

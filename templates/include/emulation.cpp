@@ -1,0 +1,27 @@
+// A generated CUDA file as a library for the CPU: the file itself, unchanged, behind the header that emulates CUDA.
+#include "emulation.hpp"
+
+#include "kernel.cu"
+
+#define KERNEL(name) \
+    if (!strcmp(wanted, #name)) \
+        return emulation::run(name, blocks, threads, call, order);
+
+/// Run the kernel called `wanted`.  Returns what went wrong, or nothing.
+extern "C" __attribute__((visibility("default"))) const char* symconv_emulate(
+    const char* wanted, unsigned blocks, unsigned threads, const void* call, unsigned order)
+{
+#ifdef SYMCONV_FORWARD
+    KERNEL(symconv_forward_measure)
+    KERNEL(symconv_forward_prepare)
+    KERNEL(symconv_forward)
+#endif
+#ifdef SYMCONV_BACKWARD
+    KERNEL(symconv_backward_measure)
+    KERNEL(symconv_backward_prepare)
+    KERNEL(symconv_backward_images)
+    KERNEL(symconv_backward_weights)
+    KERNEL(symconv_backward_gather)
+#endif
+    return "there is no such kernel";
+}

@@ -1,0 +1,265 @@
+// The part of the native CPU backend that never varies: how a thread reads and writes a strip, and how threads share them.
+#pragma once
+
+#include "window.hpp"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace symconv {
+
+// -- Strips -------------------------------------------------------------------------------------------------------------
+
+/// Visit the rows of output pixels in a strip: visit(place in the strip, y, x, how many).
+template <class Visit> inline void rows(const Strip& strip, const Windows& windows, Visit visit)
+{
+    const int64_t begin = strip.begin, end = least(begin + windows.geometry.strip, windows.length), width = windows.geometry.size[2];
+    for (int64_t at = begin, y = begin / windows.pitch, x = begin % windows.pitch; at < end; ++y, x = 0) {
+        const int64_t all = least(windows.pitch - x, end - at);
+        if (x < width)
+            visit(at - begin, y, x, least(all, width - x));
+        at += all;
+    }
+}
+
+/// Visit the rows of an image that the planes of one channel hold: visit(place in the planes, y, x, how many, before,
+/// inside).  Of so many values the first `before` lie outside, then come those at (z, y, x), `stride` apart.
+template <class Visit> inline void image_rows(const Strip& strip, const Windows& windows, Visit visit)
+{
+    const Geometry& g = windows.geometry;
+    const int64_t pitch = windows.pitch, stride = g.stride[2];
+    for (int64_t tz = 0, at = 0; tz < g.kernel[0]; ++tz) {
+        const int64_t iz = strip.z * g.stride[0] + tz * g.dilation[0] - g.before[0];
+        for (int64_t ry = 0; ry < windows.y.residues; ++ry)
+            for (int64_t rx = 0; rx < windows.x.residues; ++rx, at += windows.plane) {
+                const int64_t first = windows.x.first(rx);  // column x is pixel first + x * stride
+                const int64_t low = first < 0 ? ceil_div(-first, stride) : 0;
+                const int64_t high = first < g.image[2] ? ceil_div(g.image[2] - first, stride) : 0;
+                int64_t y = strip.begin / pitch, x = strip.begin % pitch;
+                for (int64_t j = 0; j < windows.plane; ++y, x = 0) {
+                    const int64_t all = least(pitch - x, windows.plane - j);
+                    const int64_t iy = y * g.stride[1] + windows.y.first(ry);
+                    const bool inside = 0 <= iz && iz < g.image[0] && 0 <= iy && iy < g.image[1];
+                    const int64_t from = least(most(low, x), x + all);
+                    const int64_t to = inside ? least(most(high, from), x + all) : from;
+                    visit(at + j, all, from - x, to - from, iz, iy, first + from * stride);
+                    j += all;
+                }
+            }
+    }
+}
+
+template <class To, class From> inline void copy(To* to, int64_t step, const From* from, int64_t stride, int64_t count)
+{
+    if (step == 1 && stride == 1)
+        for (int64_t i = 0; i < count; ++i)
+            to[i] = To(from[i]);
+    else
+        for (int64_t i = 0; i < count; ++i)
+            to[i * step] = To(from[i * stride]);
+}
+
+/// Fill the planes of the channels from `first` on.
+inline void fill(real* planes, const Tensor& image, int64_t first, const Windows& windows, const Strip& strip,
+                 int64_t channels)
+{
+    const int64_t* step = image.step;
+    for (int64_t c = 0; c < channels; ++c) {
+        real* channel = planes + c * windows.channel;
+        const storage* data = static_cast<const storage*>(image.data) + strip.n * step[0] + (first + c) * step[1];
+        image_rows(strip, windows, [&](int64_t at, int64_t all, int64_t before, int64_t inside, int64_t z, int64_t y, int64_t x) {
+            real* row = channel + at;
+            for (int64_t i = 0; i < before; ++i)
+                row[i] = 0;
+            if (inside)
+                copy(row + before, 1, data + z * step[3] + y * step[4] + x * step[5],
+                     windows.geometry.stride[2] * step[5], inside);
+            for (int64_t i = before + inside; i < all; ++i)
+                row[i] = 0;
+        });
+    }
+}
+
+/// Planes of one channel that are 1 where the image is.
+inline void fill_inside(real* planes, const Windows& windows, const Strip& strip)
+{
+    image_rows(strip, windows, [&](int64_t at, int64_t all, int64_t before, int64_t inside, int64_t, int64_t, int64_t) {
+        for (int64_t i = 0; i < all; ++i)
+            planes[at + i] = before <= i && i < before + inside;
+    });
+}
+
+/// Add the planes of the channels from `first` on to an image of numbers as they are computed.
+inline void add_planes(const real* planes, const Tensor& image, int64_t first, const Windows& windows,
+                       const Strip& strip, int64_t channels)
+{
+    const int64_t* step = image.step;
+    for (int64_t c = 0; c < channels; ++c) {
+        const real* channel = planes + c * windows.channel;
+        real* data = static_cast<real*>(image.data) + strip.n * step[0] + (first + c) * step[1];
+        image_rows(strip, windows, [&](int64_t at, int64_t, int64_t before, int64_t inside, int64_t z, int64_t y, int64_t x) {
+            if (!inside)
+                return;
+            real* row = data + z * step[3] + y * step[4] + x * step[5];
+            const real* from = channel + at + before;
+            const int64_t stride = windows.geometry.stride[2] * step[5];
+            if (stride == 1)
+                for (int64_t i = 0; i < inside; ++i)
+                    row[i] += from[i];
+            else
+                for (int64_t i = 0; i < inside; ++i)
+                    row[i * stride] += from[i];
+        });
+    }
+}
+
+/// The values of a strip from a tensor of one value per window, 0 where there is no window.
+template <class T, class Value>
+inline void read(Value* values, const Tensor& tensor, int64_t channel, int64_t tap, const Windows& windows, const Strip& strip)
+{
+    for (int64_t i = 0; i < windows.geometry.strip; ++i)
+        values[i] = 0;
+    const int64_t* step = tensor.step;
+    const T* data = static_cast<const T*>(tensor.data) + strip.n * step[0] + channel * step[1] + tap * step[2];
+    rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+        copy(values + at, 1, data + strip.z * step[3] + y * step[4] + x * step[5], step[5], count);
+    });
+}
+
+/// Put the values of a strip into a tensor of one value per window.
+template <class T, class Value>
+inline void write(const Value* values, const Tensor& tensor, int64_t channel, const Windows& windows, const Strip& strip)
+{
+    const int64_t* step = tensor.step;
+    T* data = static_cast<T*>(tensor.data) + strip.n * step[0] + channel * step[1];
+    rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+        copy(data + strip.z * step[3] + y * step[4] + x * step[5], step[5], values + at, 1, count);
+    });
+}
+
+/// Add the values of a strip to a tensor of numbers as they are computed, one per window.
+inline void add(const real* values, const Tensor& tensor, int64_t channel, int64_t tap, const Windows& windows, const Strip& strip)
+{
+    const int64_t* step = tensor.step;
+    real* data = static_cast<real*>(tensor.data) + strip.n * step[0] + channel * step[1] + tap * step[2];
+    rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+        real* row = data + strip.z * step[3] + y * step[4] + x * step[5];
+        for (int64_t i = 0; i < count; ++i)
+            row[i * step[5]] += values[at + i];
+    });
+}
+
+/// -1 for the places of a strip that are windows, 0 for the others.
+inline void fill_mask(integer* mask, const Windows& windows, const Strip& strip)
+{
+    for (int64_t i = 0; i < windows.geometry.strip; ++i)
+        mask[i] = 0;
+    rows(strip, windows, [&](int64_t at, int64_t, int64_t, int64_t count) {
+        for (int64_t i = 0; i < count; ++i)
+            mask[at + i] = -1;
+    });
+}
+
+// -- Tiles ------------------------------------------------------------------------------------------------------------
+
+template <int N> struct Size {
+    static constexpr int value = N;
+};
+
+/// Cut `rows` times `length` places into tiles: body(rows of the tile, vectors of the tile, first row, first place).
+/// The rows that are left one by one have more vectors each.
+template <int ROWS, int VECTORS, int ROW, class Body> inline void tiles(int64_t rows, int64_t length, Body body)
+{
+    int64_t f = 0;
+    if constexpr (ROWS > 1)
+        for (; f + ROWS <= rows; f += ROWS)
+            for (int64_t q = 0; q < length; q += VECTORS * WIDTH)
+                body(Size<ROWS>{}, Size<VECTORS>{}, f, q);
+    for (; f < rows; ++f) {
+        int64_t q = 0;
+        if constexpr (ROW > VECTORS)
+            for (; q + ROW * WIDTH <= length; q += ROW * WIDTH)
+                body(Size<1>{}, Size<ROW>{}, f, q);
+        for (; q < length; q += VECTORS * WIDTH)
+            body(Size<1>{}, Size<VECTORS>{}, f, q);
+    }
+}
+
+/// Cut the taps of a domain into tiles: body(taps of the tile, vectors of the tile, first tap, first place).
+template <int TAPS, int VECTORS, class Body>
+inline void tap_tiles(const Domain& domain, int64_t length, bool, Body body)
+{
+    tiles<TAPS, VECTORS, VECTORS>(domain.count, length, body);
+}
+
+/// Cut weights: body(filters of the tile, taps of the tile, first filter, first tap, slice, its first place, its end).
+template <int FILTERS, int TAPS, class Body>
+inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, Body body)
+{
+    const auto row = [&](auto height, int64_t f) {
+        int64_t k = 0;
+        if constexpr (TAPS > 1)
+            for (; k + TAPS <= taps; k += TAPS)
+                body(height, Size<TAPS>{}, f, k, int64_t(0), int64_t(0), length);
+        for (; k < taps; ++k)
+            body(height, Size<1>{}, f, k, int64_t(0), int64_t(0), length);
+    };
+    int64_t f = 0;
+    if constexpr (FILTERS > 1)
+        for (; f + FILTERS <= filters; f += FILTERS)
+            row(Size<FILTERS>{}, f);
+    for (; f < filters; ++f)
+        row(Size<1>{}, f);
+}
+
+/// The gradient of a weight or parameter.
+struct BankSink {
+    real* total;  // of the group
+    int64_t filter;
+    const int* places;
+
+    void add(int64_t, int64_t f, int64_t k, real value) const
+    {
+        if (places[k] >= 0)
+            total[f * filter + places[k]] += value;
+    }
+};
+
+// -- Threads ------------------------------------------------------------------------------------------------------------
+
+#ifdef _OPENMP
+extern "C" int omp_get_thread_num();
+extern "C" int omp_get_num_threads();
+#endif
+
+inline void barrier()
+{
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+}
+
+/// work(thread, how many there are) in so many threads of the pool that PyTorch has.
+template <class Work> inline void in_parallel(int64_t threads, Work work)
+{
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(int(threads))
+        work(int64_t(omp_get_thread_num()), int64_t(omp_get_num_threads()));
+        return;
+    }
+#endif
+    (void)threads;
+    work(int64_t(0), int64_t(1));
+}
+
+/// Elements of a gradient: the sum of what the threads have found, in their order.  Their totals lie `distance` bytes apart.
+inline void add_totals(real* gradient, const char* totals, int64_t distance, int64_t begin, int64_t end, int64_t threads)
+{
+    for (int64_t i = begin; i < end; ++i)
+        gradient[i] = 0;
+    for (int64_t thread = 0; thread < threads; ++thread)
+        for (int64_t i = begin; i < end; ++i)
+            gradient[i] += reinterpret_cast<const real*>(totals + thread * distance)[i];
+}
+
+}  // namespace symconv

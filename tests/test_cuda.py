@@ -1,0 +1,340 @@
+"""The CUDA backend beyond the suite of all backends: text, machine code, launches, and what its emulation finds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import symconv as sc
+from symconv import zoo
+from symconv.backends import backends
+from symconv.backends.cuda import generate, options_of, precompiled
+from symconv.backends.cuda_schedule import THREADS, blocks_at_a_time, plan_of, tiles_of
+from symconv.backends.native_schedule import Facts, facts_of
+from symconv.build import driver, emulation
+from symconv.build.nvrtc import architectures, cubin
+from symconv.errors import BackendError, CompilationError, InternalError
+from symconv.geometry import Geometry
+from symconv.lower import lower
+from symconv.render import static_headers
+
+pytestmark = pytest.mark.skipif(backends()["cuda-emu"].unavailable() is not None, reason="needs a C++ compiler")
+
+GOLDEN = Path(__file__).parent / "golden" / "cuda"
+KERNELS = {
+    "adder": "-sum(abs(x - w))",
+    "linear": "sum(w*x) + b",
+    "tangent_product": "prod(tan(x + w))",
+    "dilation": "max(x + w)",
+    "soft_dilation": "beta: const = 5\nlogsumexp(beta*(x + w))/beta",
+    "tropical": "sum(max(x + w, dim=t), dim=c)",
+    "softpool": "sum(x*softmax(x))",
+    "median": "median(x)",
+    "correlation": "cov(x, w)/(std(x)*std(w) + 1e-6)",
+    "central_difference": "theta: const = 0.7\nsum(w*(x - theta*x[c, 0]))",
+    "guided": "g: input\nsum(w*x*exp(-(g - g[c, 0])**2))",
+    "bank": "s: weight[3]\nq: field[o]\nq*sum(s[0]*x + s[1]*sin(x) + s[2, c, 0])",
+}
+
+
+# -- Text --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_golden(name: str, request: pytest.FixtureRequest) -> None:
+    source = generate(sc.Kernel(KERNELS[name], name=name))["kernel.cu"]
+    path = GOLDEN / f"{name}.cu.txt"
+    if request.config.getoption("--update-golden"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    assert source == path.read_text(encoding="utf-8"), "run `make golden` and review the difference"
+
+
+def test_a_cpu_and_a_cuda_file_are_the_same_kernel() -> None:
+    from symconv.backends.cpp import generate as generate_cpp
+
+    kernel = sc.Kernel("-sum(abs(x - w))")
+    cuda, cpp = generate(kernel)["kernel.cu"], generate_cpp(kernel)["kernel.cpp"]
+    functions = re.compile(r"^(?:SYMCONV_INLINE|template|inline) .*?^}", re.M | re.S)
+    assert functions.findall(cpp)[:4] == functions.findall(cuda)[:4]
+    assert len(functions.findall(cpp)) >= 4
+
+
+# -- Machine code ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adder", "linear", "dilation", "median"])
+def test_kernels_compile_for_gpus_and_spill_nothing(name: str) -> None:
+    for function, found in precompiled(sc.Kernel(KERNELS[name]), "sm_90", torch.float32).items():
+        assert found.spilled == 0, (function, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("name", zoo.OPERATORS)
+def test_every_operator_of_the_zoo_compiles(name: str, architecture: str) -> None:
+    kernel = getattr(zoo, name)
+    schedule = lower(kernel.formula)
+    flat = len(schedule.forward) == 1 and not any(each.left for each in schedule.forward[0].accumulators)
+    files = backends()["cuda"].compile(kernel)
+    for direction in ("forward", "backward"):
+        options = options_of(files.facts, THREADS, direction, torch.float32, False)
+        code, log = cubin(files.source, static_headers(), options, architecture, name)
+        assert code.startswith(b"\x7fELF")
+        if flat:
+            assert not re.search(r"[1-9]\d* bytes spill", log), log
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_dtypes_compile(dtype: torch.dtype) -> None:
+    assert {"symconv_forward", "symconv_backward_images"} <= precompiled(sc.Kernel("sum(w*x)"), "sm_80", dtype).keys()
+
+
+def test_what_nvrtc_refuses_is_an_error_with_its_log() -> None:
+    with pytest.raises(BackendError, match="sm_13"):
+        precompiled(sc.Kernel("sum(w*x)"), "sm_13", torch.float32)
+    with pytest.raises(CompilationError, match="undefined_name"):
+        cubin("int f() { return undefined_name; }", {}, [], architectures()[0], "a test")
+
+
+# -- Launches ----------------------------------------------------------------------------------------------------------
+
+
+def facts(text: str) -> Facts:
+    kernel = sc.Kernel(text)
+    return facts_of(kernel, lower(kernel.formula))
+
+
+def geometry(kernel_size: tuple[int, ...], filters: int, padding: int = 0, groups: int = 1) -> Geometry:
+    ones = (1,) * len(kernel_size)
+    return Geometry(kernel_size, filters, ones, ((padding, padding),) * len(kernel_size), ones, groups, False)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 5), (4, 64, 56, 56), (2, 256, 14, 14), (1, 3, 224, 224), (0, 3, 8, 8)])
+@pytest.mark.parametrize("filters", [1, 7, 64])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_plans_cover_all_filters_and_fill_a_gpu(shape: tuple[int, ...], filters: int, direction: str) -> None:
+    x = torch.empty(shape)
+    adder = facts("-sum(abs(x - w))")
+    plan = plan_of(adder, direction, tiles_of(adder), [x], geometry((3, 3), filters, 1), 132, None)
+    assert plan.strip % 32 == 0
+    assert plan.ranges * plan.filter_step >= filters
+    assert (plan.ranges - 1) * plan.filter_step < filters
+    assert 1 <= plan.blocks <= 132 * blocks_at_a_time(adder, direction)
+    if shape[0] * shape[2] * shape[3] * filters >= 2**18:
+        assert plan.blocks >= 132
+
+
+def test_launches_are_those_of_the_gradients_that_are_wanted() -> None:
+    linear = facts("sum(w*x) + b")
+    x = torch.empty(1, 2, 40, 40)
+    plan = plan_of(linear, "backward", tiles_of(linear), [x], geometry((3, 3), 4), 2, None)
+    assert plan.colours > 1
+
+    def named(*roles: str) -> list[str]:
+        return [each.function.removeprefix("symconv_backward_") for each in plan.launches("backward", roles)]
+
+    assert named("input") == ["prepare", *["images"] * plan.colours]
+    assert named("field") == ["prepare", "images"]
+    assert named("weight", "bias") == ["prepare", "weights", "gather"]
+    assert named("input", "weight") == ["prepare", *["images"] * plan.colours, "weights", "gather"]
+
+
+def test_the_driver_is_called_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    success = SimpleNamespace(name="CUDA_SUCCESS")
+    refused = SimpleNamespace(name="CUDA_ERROR_INVALID_VALUE")
+
+    def stub(name: str, *results: Any) -> Any:
+        def function(*arguments: Any) -> tuple[Any, ...]:
+            calls.append((name, *arguments))
+            return (refused if name == "cuLaunchKernel" and arguments[1] == 0 else success, *results)
+
+        return function
+
+    names = {"cuLibraryLoadData": ["library"], "cuLibraryGetKernel": [7], "cuLaunchKernel": []}
+    fake = SimpleNamespace(
+        CUresult=SimpleNamespace(CUDA_SUCCESS=success), CUfunction=lambda number: ("function", number)
+    )
+    for name, results in names.items():
+        setattr(fake, name, stub(name, *results))
+    fake.cuGetErrorString = lambda status: (success, b"invalid argument")
+    monkeypatch.setattr(driver, "_driver", lambda: fake)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=42))
+    module = driver.LoadedModule(b"cubin", "adder")
+    module.launch("symconv_forward", 3, 256, b"12345678")
+    module.launch("symconv_forward", 5, 256, b"12345678")
+    assert [call[0] for call in calls] == [
+        "cuLibraryLoadData",
+        "cuLibraryGetKernel",
+        "cuLaunchKernel",
+        "cuLaunchKernel",
+    ]
+    assert calls[2][1:10] == (("function", 7), 3, 1, 1, 256, 1, 1, 0, 42)
+    with pytest.raises(BackendError, match=r"launch symconv_forward of 'adder': CUDA_ERROR_INVALID_VALUE invalid"):
+        module.launch("symconv_forward", 0, 256, b"12345678")
+
+
+# -- The emulation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("name", ["adder", "softpool", "median", "tropical", "bank"])
+def test_the_order_of_threads_changes_nothing(name: str, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [results(KERNELS[name], each, monkeypatch) for each in (0, order)]
+    for a, b in zip(*found):
+        assert torch.equal(a, b)
+        assert a.isfinite().all()
+
+
+def results(text: str, order: int, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Output and gradients of a layer whose threads take turns in an order."""
+    monkeypatch.setenv("SYMCONV_EMULATION_ORDER", str(order))
+    backends()["cuda-emu"]._compiled.clear()
+    torch.manual_seed(0)
+    kernel = sc.Kernel(text)
+    layer = sc.Conv2d(kernel, 5, 6, 3, padding=1, padding_mode="ignore", backend="cuda-emu")
+    x = torch.randn(2, 5, 13, 17, requires_grad=True)
+    given = {"q": torch.randn(2, 6, 13, 17)} if "q: field" in text else {}
+    y = layer(x, **given)
+    y.backward(torch.randn_like(y))
+    return [y.detach(), x.grad, *(each.grad for each in layer.parameters())]
+
+
+def broken(old: str, new: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Break a static header."""
+    headers = dict(static_headers())
+    places = [name for name, text in headers.items() if old in text]
+    assert len(places) == 1, places
+    headers[places[0]] = headers[places[0]].replace(old, new)
+    for name, text in headers.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(emulation, "template_directory", lambda: tmp_path.parent)
+    monkeypatch.setattr("symconv.backends.cuda.static_headers", lambda: headers)
+
+
+@pytest.fixture
+def include(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "include"
+    directory.mkdir()
+    yield directory
+    backends()["cuda-emu"]._compiled.clear()
+
+
+def test_a_missing_barrier_is_found(include: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = results(KERNELS["adder"], 0, monkeypatch)
+    broken("void meet() { __syncthreads(); }", "void meet() {}", monkeypatch, include)
+    wrong = [results(KERNELS["adder"], order, monkeypatch) for order in (0, 1)]
+    assert any(not torch.equal(a, b) for each in wrong for a, b in zip(right, each))
+
+
+def test_a_barrier_that_not_all_reach_is_found(include: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(
+        "void meet() { __syncthreads(); }",
+        "void meet() { if (threadIdx.x % 32 < 31) __syncthreads(); }",
+        monkeypatch,
+        include,
+    )
+    with pytest.raises(InternalError, match="wait"):
+        results(KERNELS["adder"], 0, monkeypatch)
+
+
+def test_what_is_never_written_shows(include: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken("planes[i] = pixel.inside ?", "if (i % 7) planes[i] = pixel.inside ?", monkeypatch, include)
+    assert any(each.isnan().any() for each in results(KERNELS["adder"], 0, monkeypatch))
+
+
+SANITIZED = """
+import sys, torch, symconv as sc
+torch.set_num_threads(1)
+formulas = {
+    "few": ("-sum(abs(x - w)) + b",),
+    "many": ("-sum(abs(x - w)) + b", "sum(max(x + w, dim=t), dim=c)", "median(x)", "sum(x[c, t+1]*w) + x[o, 0]"),
+}[sys.argv[1]]
+for formula in formulas:
+    for options in ({}, dict(padding=2, dilation=2, stride=2), dict(padding=1, padding_mode="ignore", groups=2)):
+        groups = options.get("groups", 1)
+        x = torch.randn(2, 4, 9, 7, requires_grad=True)
+        w = torch.randn(18 if "[o" not in formula else 4, 4 // groups, 3, 3, requires_grad=True)
+        given = torch.randn(len(w), requires_grad=True) if "+ b" in formula else None
+        weight = w if "w" in formula else None
+        shape = {} if weight is not None else dict(kernel_size=(3, 3), out_channels=4)
+        y = sc.conv2d(formula, x, weight, given, backend="cuda-emu", **options, **shape)
+        y.sum().backward()
+print("done")
+"""
+
+
+def sanitized(
+    sanitizer: str, libraries: list[str], tmp_path: Path, which: str, old: str = "", new: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run emulated kernels on threads of the system under a sanitizer; `old` of the static headers becomes `new`."""
+    paths = []
+    for name in libraries:
+        find = ["g++", f"-print-file-name={name}"]
+        paths.append(subprocess.run(find, capture_output=True, text=True, check=False).stdout.strip())
+        if not os.path.isabs(paths[-1]):
+            pytest.skip(f"no {name} beside g++")
+    project = tmp_path / "project"
+    root = Path(__file__).resolve().parent.parent
+    for part in ("symconv", "templates"):
+        shutil.copytree(root / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
+    if old:
+        places = [path for path in (project / "templates" / "include").iterdir() if old in path.read_text()]
+        assert len(places) == 1, places
+        places[0].write_text(places[0].read_text().replace(old, new))
+    environment = os.environ | {
+        "PYTHONPATH": str(project),
+        "SYMCONV_CXXFLAGS": f"-g {sanitizer} -DSYMCONV_EMULATION_THREADS",
+        "SYMCONV_CACHE_DIR": str(tmp_path / "cache"),
+        "LD_PRELOAD": ":".join(paths),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "TSAN_OPTIONS": "report_signal_unsafe=0",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", SANITIZED, which]
+    return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
+
+
+ADDRESS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined", ["libasan.so", "libubsan.so"]
+RACES = "-fsanitize=thread", ["libtsan.so"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", [ADDRESS, RACES], ids=["address", "thread"])
+def test_emulated_kernels_under_sanitizers(sanitizer: tuple[str, list[str]], tmp_path: Path) -> None:
+    done = sanitized(*sanitizer, tmp_path, "many")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == "done\n"
+    for word in ("ERROR", "WARNING: ThreadSanitizer", "runtime error"):
+        assert word not in done.stderr, done.stderr[-4000:]
+
+
+BREAKS = {
+    "barrier": (RACES, "void meet() { __syncthreads(); }", "void meet() {}", "data race"),
+    "bound": (ADDRESS, "0 <= y && y < g.image[1]", "0 <= y && y <= g.image[1] + 40", "heap-buffer-overflow"),
+    "alignment": (
+        ADDRESS,
+        "ceil_div(windows.geometry.filters, BLOCK) * BLOCK",
+        "windows.geometry.filters",
+        "misaligned",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BREAKS)
+def test_sanitizers_find_what_is_broken(name: str, tmp_path: Path) -> None:
+    sanitizer, old, new, said = BREAKS[name]
+    assert said in sanitized(*sanitizer, tmp_path, "few", old, new).stderr
