@@ -224,7 +224,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
             if not plan.scratch:  # once per shape: how much memory it takes is known to the generated code
                 sizes = torch.zeros(2, dtype=torch.int64, device=device)
                 launch(Launch(f"symconv_{direction}_measure", 1), sizes, 0)
-                plan.scratch.extend(sizes.tolist())
+                plan.scratch[:] = sizes.tolist()
             common, own = plan.scratch
             scratch = self.empty((common + own * plan.most_blocks,), torch.uint8, device)
             for each in plan.launches(direction, wanted):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import BackendError
 from ..geometry import Geometry
 from .native_schedule import Facts, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
 
@@ -160,6 +161,8 @@ def plan_of(
     x = tensors[0]
     backward = direction == "backward"
     line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
+    if line.length >= 2**32:
+        raise BackendError(f"the windows of one image are {line.length}; CUDA kernels count fewer than 2**32")
     filters = geometry.out_channels // geometry.groups
     real = 8 if x.dtype == torch.float64 else 4
     per_place = real * line.planes * sum(channels) * (2 if backward else 1)
