@@ -25,7 +25,8 @@ from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import static_headers
 from . import DTYPES
-from .cuda_schedule import THREADS, CudaPlan, Launch, blocks_at_a_time, plan_of, taps_at_a_time, tiles_of
+from .cuda_flat_schedule import flat_cut
+from .cuda_schedule import CudaPlan, Cut, Launch, block_cut, taps_at_a_time
 from .generated import GeneratingBackend
 from .native import STORAGE, NativeKernel
 from .native_schedule import Facts, facts_of, ranked
@@ -33,13 +34,16 @@ from .native_schedule import Facts, facts_of, ranked
 log = logging.getLogger("symconv")
 
 SOURCE, FACTS = "kernel.cu", "facts.json"
+#: Multiprocessors of GPUs of an architecture, where none is at hand to ask.
+PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 
 
 class Module(Protocol):
     """What carries out launches."""
 
-    def launch(self, function: str, blocks: int, threads: int, call: bytes) -> None:
-        """Run a function in `blocks` blocks of `threads` threads; `call` is its argument."""
+    def launch(self, function: str, blocks: int, threads: int, near: int, call: bytes) -> None:
+        """Run a function in `blocks` blocks of `threads` threads, with `near` bytes of shared memory for each block;
+        `call` is its argument."""
 
 
 class CudaBackend(GeneratingBackend["CudaKernel"]):
@@ -112,35 +116,44 @@ def generate(kernel: Kernel) -> dict[str, str]:
     from .cuda_source import cuda_source
 
     schedule = lower(kernel.formula)
-    return {SOURCE: cuda_source(kernel, schedule), FACTS: json.dumps(facts_of(kernel, schedule)._asdict())}
+    source, flat = cuda_source(kernel, schedule)
+    return {SOURCE: source, FACTS: json.dumps(facts_of(kernel, schedule)._replace(flat=flat)._asdict())}
 
 
-def options_of(
-    facts: Facts, threads: int, direction: str, dtype: torch.dtype, ignore: bool, count: int = 0
-) -> list[str]:
-    """The options of the compiler for a pass, a dtype, a kind of padding and a count of values to be put in order."""
-    return [
-        *[f"-DRANKED={count}"] * (count > 0),
+def cut_of(
+    facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int
+) -> Cut:
+    """How a pass is cut for some shapes, with all options of the compiler."""
+    x = tensors[0]
+    cut = flat_cut(facts, direction, tensors, geometry, processors)
+    cut = cut or block_cut(facts, direction, tensors, geometry, processors)
+    count = ranked(facts, x, geometry)
+    options = (
         f"-DSYMCONV_{direction.upper()}",
-        f"-DTHREADS={threads}",
-        *STORAGE[dtype],
-        *["-DSYMCONV_IGNORE"] * ignore,
-        f"-DBLOCKS_AT_A_TIME={blocks_at_a_time(facts, direction)}",
+        f"-DTHREADS={cut.threads}",
+        *STORAGE[x.dtype],
+        *["-DSYMCONV_IGNORE"] * (geometry.ignore and any(map(any, geometry.padding))),
         f"-DTAPS_AT_A_TIME={taps_at_a_time(facts, direction)}",
-        *tiles_of(facts).options(),
-    ]
+        *[f"-DRANKED={count}"] * (count > 0),
+        *cut.options,
+    )
+    return cut._replace(options=options)
 
 
-def precompiled(kernel: Kernel, architecture: str, dtype: torch.dtype) -> dict[str, Resources]:
-    """Put the modules of a kernel into the cache, for both passes and both kinds of padding; no GPU is needed.
+def precompiled(
+    kernel: Kernel, architecture: str, dtype: torch.dtype, x: Sequence[int], geometry: Geometry
+) -> dict[str, Resources]:
+    """Put the modules that a layer needs into the cache, for both passes; no GPU is needed.
 
     Args:
         kernel: which one.
         architecture: of the GPUs, as "sm_90".
         dtype: of the tensors.
+        x: the shape of the input, `[N, C, *size]`.
+        geometry: of the layer.
 
     Returns:
-        what the functions take, for zero padding.
+        what the functions take.
 
     Raises:
         BackendError: if NVRTC is missing or does not know the architecture.
@@ -149,21 +162,18 @@ def precompiled(kernel: Kernel, architecture: str, dtype: torch.dtype) -> dict[s
     if architecture not in architectures():
         raise BackendError(f"NVRTC {nvrtc_version()} compiles for {', '.join(architectures())}, not for {architecture}")
     files = CudaBackend().compile(kernel)
+    tensors = [torch.empty(x, dtype=dtype, device="meta") for role in files.facts.roles if role == "input"]
     found: dict[str, Resources] = {}
     for direction in ("forward", "backward"):
-        for ignore in (True, False):
-            options = options_of(files.facts, THREADS, direction, dtype, ignore)
-            title = f"{kernel.title} (cuda, {architecture}, {direction}, {str(dtype).removeprefix('torch.')})"
-            _, log = cubin(files.source, static_headers(), options, architecture, title)
-            if not ignore:
-                found |= resources_of(log)
+        cut = cut_of(files.facts, direction, tensors, geometry, PROCESSORS.get(architecture, 128))
+        title = f"{kernel.title} (cuda, {architecture}, {direction}, {str(dtype).removeprefix('torch.')})"
+        _, log = cubin(files.source, static_headers(), cut.options, architecture, title)
+        found |= resources_of(log)
     return found
 
 
 class CudaKernel(NativeKernel[CudaPlan]):
     """A generated CUDA file and the modules built from it."""
-
-    threads = THREADS
 
     def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
         super().__init__(text, title, source, facts)
@@ -195,16 +205,16 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CudaPlan:
         x = tensors[0]
-        ignore = geometry.ignore and any(map(any, geometry.padding))
-        module = self._module(direction, x.device, x.dtype, ignore, ranked(self.facts, x, geometry))
-        processors = self.processors(x.device)
-        return plan_of(self.facts, direction, tiles_of(self.facts), tensors, geometry, processors, module)
+        cut = cut_of(self.facts, direction, tensors, geometry, self.processors(x.device))
+        told = cut.launches[0].geometry
+        output = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
+        module = self._module(direction, x.device, x.dtype, cut.options)
+        return CudaPlan(told.strip, told.filter_step, output, geometry.groups, cut, module, x.device)
 
-    def _module(self, direction: str, device: torch.device, dtype: torch.dtype, ignore: bool, count: int) -> Module:
-        key = direction, device, dtype, ignore, count
+    def _module(self, direction: str, device: torch.device, dtype: torch.dtype, options: tuple[str, ...]) -> Module:
+        key = device, options
         with self._lock:
             if key not in self._modules:
-                options = options_of(self.facts, self.threads, direction, dtype, ignore, count)
                 description = f"{self.title} (cuda, {direction}, {str(dtype).removeprefix('torch.')})"
                 self._modules[key] = self.built(device, options, description)
             return self._modules[key]
@@ -218,24 +228,23 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
         def launch(each: Launch, scratch: torch.Tensor, own: int) -> None:
             packed = plan.packed(each, scratch.data_ptr(), own, numbers, arguments, roles)
-            plan.module.launch(each.function, each.blocks, self.threads, packed)
+            plan.module.launch(each.function, each.blocks, plan.cut.threads, each.near, packed)
 
         with self.on(device):
             if not plan.scratch:  # once per shape: how much memory it takes is known to the generated code
                 sizes = torch.zeros(2, dtype=torch.int64, device=device)
-                launch(Launch(f"symconv_{direction}_measure", 1), sizes, 0)
+                measure = f"symconv_{direction}_measure"
+                launch(plan.cut.launches[0]._replace(function=measure, blocks=1), sizes, 0)
                 plan.scratch[:] = sizes.tolist()
             common, own = plan.scratch
-            scratch = self.empty((common + own * plan.most_blocks,), torch.uint8, device)
-            for each in plan.launches(direction, wanted):
+            scratch = self.empty((common + own * plan.cut.blocks,), torch.uint8, device)
+            for each in plan.launches(wanted):
                 launch(each, scratch, own)
         del held
 
 
 class EmulatedKernel(CudaKernel):
     """The same on the CPU.  All memory is full of NaN beforehand, so that what is read before it is written shows."""
-
-    threads = 128
 
     def processors(self, device: torch.device) -> int:
         return 2

@@ -61,15 +61,40 @@ class Launch(NamedTuple):
     Args:
         function: of the generated file.
         blocks: how many.
+        geometry: the strips and the geometry, as kernels read them.
         colour, colours: which strips: those whose number leaves `colour` when divided by `colours`.
-        gradients: the roles of operands whose gradients are its work; None for all tensors.
+        gradients: the roles of operands whose gradients are its work; None if it is always there, for all tensors.
+        near: bytes of shared memory.
+        stage, columns: of a flat kernel, see `stages.hpp`: channels or filters of a stage, warps side by side.
     """
 
     function: str
     blocks: int
+    geometry: NativeGeometry
     colour: int = 0
     colours: int = 1
     gradients: tuple[str, ...] | None = None
+    near: int = 0
+    stage: int = 0
+    columns: int = 1
+
+
+class Cut(NamedTuple):
+    """How a pass is cut, for one shape: what is compiled in, and what is launched.
+
+    Args:
+        options: of the compiler.
+        threads: of a block.
+        launches: in their order.
+        shares: blocks that share the gradients of one range of filters.
+        blocks: that have scratch memory of their own, at most.
+    """
+
+    options: tuple[str, ...]
+    threads: int
+    launches: tuple[Launch, ...]
+    shares: int = 1
+    blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,43 +102,20 @@ class CudaPlan(Plan):
     """A plan for the blocks of a GPU.
 
     Args:
-        blocks: that share the strips.
-        shares: blocks that share the gradients of one range of filters.
-        ranges: of filters, all groups together.
-        colours: into how many launches the gradients of images are cut.
-        geometry: the strips and the geometry, as kernels read them.
-        module: what has the functions.
+        cut: the launches.
+        module: what has their functions.
         device: where it runs.
     """
 
-    blocks: int
-    shares: int
-    ranges: int
-    colours: int
-    geometry: NativeGeometry = field(repr=False)
+    cut: Cut = field(repr=False)
     module: Any = field(repr=False)
     device: torch.device = field(repr=False)
     #: Bytes of scratch memory for all blocks together and for each, once they are known.
     scratch: list[int] = field(default_factory=list, repr=False, init=False)
 
-    def launches(self, direction: str, roles: Sequence[str]) -> list[Launch]:
+    def launches(self, roles: Sequence[str]) -> list[Launch]:
         """The launches of a call, one after the other; `roles` are those of the operands whose gradients are wanted."""
-        launches = [Launch(f"symconv_{direction}_prepare", self.blocks)]
-        if direction == "forward":
-            return [*launches, Launch("symconv_forward", self.blocks)]
-        if seen := tuple({"input", "field"} & {*roles}):
-            colours = self.colours if "input" in seen else 1
-            images = "symconv_backward_images"
-            launches += [Launch(images, self.blocks, k, colours, ("input", "field")) for k in range(colours)]
-        if banks := tuple({"weight", "bias", "param"} & {*roles}):
-            launches.append(Launch("symconv_backward_weights", self.shares * self.ranges, gradients=banks))
-            launches.append(Launch("symconv_backward_gather", self.blocks, gradients=banks))
-        return launches
-
-    @property
-    def most_blocks(self) -> int:
-        """The blocks of the launch that has most: each has scratch memory of its own."""
-        return max(self.blocks, self.shares * self.ranges)
+        return [each for each in self.cut.launches if each.gradients is None or {*each.gradients} & {*roles}]
 
     def packed(
         self, launch: Launch, scratch: int, own: int, numbers: Sequence[float], arguments: Any, roles: Sequence[str]
@@ -127,14 +129,15 @@ class CudaPlan(Plan):
             arguments: the tensors, as `arguments` lays them out.
             roles: those of the tensors that are gradients, which come last; "" for other tensors.
         """
-        head = (ctypes.c_int64 * 5)(scratch, own, launch.colour, launch.colours, self.shares)
+        beside = (launch.colour, launch.colours, self.cut.shares, launch.stage, launch.columns)
+        head = (ctypes.c_int64 * 7)(scratch, own, *beside)
         values = (ctypes.c_double * max(len(numbers), 1))(*numbers)
         tensors = type(arguments).from_buffer_copy(arguments)
         step = len(tensors) // len(roles)
         for index, role in enumerate(roles):
             if role and launch.gradients is not None and role not in launch.gradients:
                 tensors[index * step] = 0  # the work of another launch
-        return b"".join(map(bytes, (self.geometry, head, values, tensors)))
+        return b"".join(map(bytes, (launch.geometry, head, values, tensors)))
 
 
 def _filter_step(filters: int, tile: int, most: int, units: int, room: int) -> int:
@@ -148,17 +151,15 @@ def _filter_step(filters: int, tile: int, most: int, units: int, room: int) -> i
     return min(allowed, key=lambda step: (-(-units * -(-filters // step) // room) * (step + READING), -step))
 
 
-def plan_of(
-    facts: Facts,
-    direction: str,
-    tiles: Tiles,
-    tensors: Sequence[torch.Tensor],
-    geometry: Geometry,
-    processors: int,
-    module: Any,
-) -> CudaPlan:
-    """The plan for tensors of these shapes, on a GPU of so many multiprocessors."""
-    x = tensors[0]
+def block_cut(
+    facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int
+) -> Cut:
+    """How a pass is cut on a GPU of so many multiprocessors: a block has a strip and some filters at a time.
+
+    Raises:
+        BackendError: if an image is too large.
+    """
+    x, tiles = tensors[0], tiles_of(facts)
     backward = direction == "backward"
     line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
     if line.length >= 2**32:
@@ -181,17 +182,20 @@ def plan_of(
     most = max(MEMORY // (per_filter * strip), 1)
     filter_step = _filter_step(filters, tiles.filters, most, strips * geometry.groups, room)
     ranges = geometry.groups * -(-filters // filter_step)
-    apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
-    return CudaPlan(
-        strip,
-        filter_step,
-        (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:])),
-        geometry.groups,
-        min(max(strips * ranges, 1), room),
-        min(max(-(-room // ranges), 1), max(strips, 1)),
-        ranges,
-        min(apart, max(line.lines * pieces, 1)),
-        line.told(strip, filter_step),
-        module,
-        x.device,
+    blocks = min(max(strips * ranges, 1), room)
+    told = line.told(strip, filter_step)
+    options = (
+        f"-DBLOCKS_AT_A_TIME={blocks_at_a_time(facts, direction)}",
+        *tiles.options(),
     )
+    prepare = Launch(f"symconv_{direction}_prepare", blocks, told)
+    if not backward:
+        return Cut(options, THREADS, (prepare, Launch("symconv_forward", blocks, told)), blocks=blocks)
+    apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
+    colours = min(apart, max(line.lines * pieces, 1))
+    images = Launch("symconv_backward_images", blocks, told, colours=colours, gradients=("input", "field"))
+    shares = min(max(-(-room // ranges), 1), max(strips, 1))
+    weights = Launch("symconv_backward_weights", shares * ranges, told, gradients=("weight", "bias", "param"))
+    gather = weights._replace(function="symconv_backward_gather", blocks=blocks)
+    by_colour = [images._replace(colour=colour) for colour in range(colours)]
+    return Cut(options, THREADS, (prepare, *by_colour, weights, gather), shares, max(blocks, shares * ranges))

@@ -41,6 +41,7 @@ class Facts(NamedTuple):
     cost: list[int]
     ranked: list[str]
     values: list[list[int]]
+    flat: list[list[int]]
 
 
 def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
@@ -76,6 +77,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
             }
         ),
         [_values(sweeps, extra) for sweeps, extra in zip(passes, (1, 1 + len(schedule.kept)))],
+        [[], []],
     )
 
 

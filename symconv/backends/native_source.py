@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sympy as sp
@@ -41,7 +42,7 @@ class Member(NamedTuple):
     enter: str = ""
 
 
-def native_source(kernel: Kernel, schedule: Schedule, template: str, backward: type[Backward] | None = None) -> str:
+def native_source(kernel: Kernel, schedule: Schedule, template: str, passes: Sequence[Pass] = ()) -> str:
     """The text of a file that computes a kernel and its gradients.
 
     It is compiled once per pass and dtype; it includes the static headers and nothing else.
@@ -49,14 +50,14 @@ def native_source(kernel: Kernel, schedule: Schedule, template: str, backward: t
     Args:
         kernel, schedule: what it computes, and how.
         template: `cpp/kernel.cpp.jinja` or `cuda/kernel.cu.jinja`.
-        backward: how the backward pass is printed, if not as for a CPU.
+        passes: both, if they are not printed as for a CPU.
     """
     accesses = identifiers(kernel, schedule)
-    printer = CppPrinter(accesses)
+    passes = passes or [each(kernel, schedule) for each in (Forward, Backward)]
     return render(
         template,
         kernel=describe(kernel, schedule, accesses) | {"template": template},
-        passes=[each(kernel, schedule, printer).context() for each in (Forward, backward or Backward)],
+        passes=[each.context() for each in passes],
     )
 
 
@@ -68,8 +69,8 @@ class Pass:
     #: The filters of a block in which weights are packed.
     block: str
 
-    def __init__(self, kernel: Kernel, schedule: Schedule, printer: CppPrinter) -> None:
-        self.schedule, self.printer = schedule, printer
+    def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
+        self.schedule, self.printer = schedule, CppPrinter(identifiers(kernel, schedule))
         self.operands = {operand.name: operand for operand in kernel.formula.operands}
         self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
         self.numbers = [name for name, operand in self.operands.items() if operand.role == "const"]

@@ -43,8 +43,9 @@ class LoadedModule:
         torch.cuda.init()
         (self._library,) = self._checked(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), "load")
 
-    def launch(self, function: str, blocks: int, threads: int, call: bytes) -> None:
-        """Launch a function in `blocks` blocks of `threads` threads on the current stream of the current device.
+    def launch(self, function: str, blocks: int, threads: int, near: int, call: bytes) -> None:
+        """Launch a function in `blocks` blocks of `threads` threads on the current stream of the current device, with
+        `near` bytes of shared memory for each block.
 
         Raises:
             BackendError: if the driver refuses.
@@ -58,7 +59,7 @@ class LoadedModule:
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
         stream = torch.cuda.current_stream().cuda_stream
         kernel = driver.CUfunction(int(self._functions[function]))
-        status = driver.cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
+        status = driver.cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, near, stream, ctypes.addressof(pointers), 0)
         self._checked(status, f"launch {function} of")
 
     def _checked(self, result: tuple[Any, ...], what: str) -> tuple[Any, ...]:

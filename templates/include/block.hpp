@@ -48,10 +48,13 @@ inline void fill(real* planes, const Tensor& image, int64_t first, const Windows
                  int64_t channels)
 {
     const storage* data = static_cast<const storage*>(image.data) + strip.n * image.step[0] + first * image.step[1];
-    each(channels * windows.channel, [&](int64_t i) {
-        const uint32_t channel = uint32_t(i) / uint32_t(windows.channel);
-        const Pixel pixel(strip, windows, i - int64_t(channel) * windows.channel);
-        planes[i] = pixel.inside ? real(data[channel * image.step[1] + pixel.of(image)]) : real(0);
+    const int plane = int(windows.channel), count = int(channels);
+    const int64_t step = image.step[1];
+    each(plane, [&](int64_t i) {
+        const Pixel pixel(strip, windows, i);
+        const storage* from = data + pixel.of(image);
+        UNROLL_TIMES(8) for (int channel = 0; channel < count; ++channel)
+            planes[channel * plane + int(i)] = pixel.inside ? real(from[channel * step]) : real(0);
     });
 }
 
@@ -66,11 +69,13 @@ inline void add_planes(const real* planes, const Tensor& image, int64_t first, c
                        const Strip& strip, int64_t channels)
 {
     real* data = static_cast<real*>(image.data) + strip.n * image.step[0] + first * image.step[1];
-    each(channels * windows.channel, [&](int64_t i) {
-        const uint32_t channel = uint32_t(i) / uint32_t(windows.channel);
-        const Pixel pixel(strip, windows, i - int64_t(channel) * windows.channel);
+    const int64_t plane = windows.channel;
+    each(plane, [&](int64_t i) {
+        const Pixel pixel(strip, windows, i);
+        real* to = data + pixel.of(image);
         if (pixel.inside)
-            data[channel * image.step[1] + pixel.of(image)] += planes[i];
+            UNROLL_TIMES(8) for (int64_t channel = 0; channel < channels; ++channel)
+                to[channel * image.step[1]] += planes[channel * plane + i];
     });
 }
 
@@ -212,6 +217,13 @@ struct BankSink {
         if (lane() == 0)
             sums[(slice * filters + f) * count + k] += value;
     }
+
+    /// The same where nothing was before.
+    void put(int64_t slice, int64_t f, int64_t k, real value) const
+    {
+        if (lane() == 0)
+            sums[(slice * filters + f) * count + k] = value;
+    }
 };
 
 /// Where the blocks have left their sums: `shares` blocks for each range of `step` filters of a group.
@@ -228,21 +240,22 @@ inline vec gathered(int64_t element, const Elements& elements, const BankSink& s
 {
     const Geometry& g = windows.geometry;
     const int64_t each_filter = elements.by_filter ? 1 : g.groups * g.filters;
-    const int64_t each_tap = elements.by_tap ? 1 : sink.count, terms = of.shares * slices;
+    const int64_t each_tap = elements.by_tap ? 1 : sink.count;
+    const uint32_t terms = uint32_t(of.shares * slices);
     const int64_t place = element - elements.first;
     vec sum = splat(0);
     if (place < 0 || place >= elements.size)
         return sum;
-    for (int64_t i = lane(); i < each_filter * each_tap * terms; i += WIDTH) {
-        const int64_t term = i % terms, slice = term % slices, share = term / slices;
-        const int64_t number = each_filter == 1 ? place / elements.filter : i / terms / each_tap;
-        const int64_t group = number / g.filters, f = number % g.filters;
-        const int64_t k = each_tap == 1 ? place % elements.filter : i / terms % each_tap;
+    for (int64_t round = lane(); round < each_filter * each_tap * terms; round += WIDTH) {
+        const uint32_t i = uint32_t(round), term = i % terms, slice = term % uint32_t(slices), share = term / uint32_t(slices);
+        const uint32_t at = i / terms, number = each_filter == 1 ? uint32_t(place) / uint32_t(elements.filter) : at / uint32_t(each_tap);
+        const uint32_t group = number / uint32_t(g.filters), f = number % uint32_t(g.filters);
+        const uint32_t k = each_tap == 1 ? uint32_t(place) % uint32_t(sink.count) : at % uint32_t(each_tap);
         if (elements.places[k] < 0 || elements.at(group, f, k) != element)
             continue;
-        const int64_t block = (group * of.ranges(g) + f / of.step) * of.shares + share;
+        const int64_t block = (group * of.ranges(g) + f / uint32_t(of.step)) * of.shares + share;
         const char* sums = reinterpret_cast<const char*>(sink.sums) + block * of.distance;
-        sum += splat(reinterpret_cast<const real*>(sums)[(slice * sink.filters + f % of.step) * sink.count + k]);
+        sum += splat(reinterpret_cast<const real*>(sums)[(slice * sink.filters + f % uint32_t(of.step)) * sink.count + k]);
     }
     return sum;
 }

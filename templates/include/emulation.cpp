@@ -5,11 +5,13 @@
 
 #define KERNEL(name) \
     if (!strcmp(wanted, #name)) \
-        return emulation::run(name, blocks, threads, call, order);
+        return emulation::run(name, blocks, threads, bytes, symconv::near_memory, call, order);
+
+alignas(128) symconv::real symconv::near_memory[emulation::SHARED_MEMORY / sizeof(symconv::real)];
 
 /// Run the kernel called `wanted`.  Returns what went wrong, or nothing.
 extern "C" __attribute__((visibility("default"))) const char* symconv_emulate(
-    const char* wanted, unsigned blocks, unsigned threads, const void* call, unsigned order)
+    const char* wanted, unsigned blocks, unsigned threads, unsigned bytes, const void* call, unsigned order)
 {
 #ifdef SYMCONV_FORWARD
     KERNEL(symconv_forward_measure)
@@ -19,7 +21,11 @@ extern "C" __attribute__((visibility("default"))) const char* symconv_emulate(
 #ifdef SYMCONV_BACKWARD
     KERNEL(symconv_backward_measure)
     KERNEL(symconv_backward_prepare)
+#ifdef FLAT
+    KERNEL(symconv_backward_pixels)
+#else
     KERNEL(symconv_backward_images)
+#endif
     KERNEL(symconv_backward_weights)
     KERNEL(symconv_backward_gather)
 #endif

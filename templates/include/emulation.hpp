@@ -27,6 +27,7 @@
 
 #define __global__
 #define __grid_constant__
+#define __shared__
 #define __launch_bounds__(...)
 #define __noinline__ __attribute__((noinline))
 
@@ -290,11 +291,18 @@ template <class T> T exchanged(T value, int mask)
     return value;
 }
 
-/// Run a kernel.  `order` is that in which threads take turns: 0 ascending, 1 descending, else at random with that seed.
+/// Shared memory of the largest size that a block may have.
+constexpr size_t SHARED_MEMORY = 227 * 1024;
+
+/// Run a kernel with `bytes` bytes of shared memory, which is at `near` and full of NaN beforehand.  `order` is that in
+/// which threads take turns: 0 ascending, 1 descending, else at random with that seed.
 /// Returns what went wrong, or nothing.
 template <class Call>
-const char* run(void (*kernel)(Call), unsigned blocks, unsigned threads, const void* call, unsigned order)
+const char* run(void (*kernel)(Call), unsigned blocks, unsigned threads, unsigned bytes, void* near, const void* call,
+                unsigned order)
 {
+    if (bytes > SHARED_MEMORY)
+        return "there is not so much shared memory";
     Launch now;
     now.grid.x = blocks;
     now.block.x = threads;
@@ -303,6 +311,7 @@ const char* run(void (*kernel)(Call), unsigned blocks, unsigned threads, const v
     launch = &now;
     for (unsigned turn = 0; turn < blocks && !now.failure; ++turn) {
         now.number = order % 2 ? blocks - 1 - turn : turn;
+        memset(near, 0xff, SHARED_MEMORY);
         run_block(now, order);
     }
     return now.failure;

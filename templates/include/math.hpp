@@ -33,8 +33,6 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 constexpr integer SIGN_BIT = integer(1) << (sizeof(integer) * 8 - 2) << 1;
 
-SYMCONV_INLINE vec abs(vec z) { return from_bits(bits(z) & ~SIGN_BIT); }
-
 /// `magnitude`, whose sign is that of z or +, with the sign of z: -0 is easily lost.
 SYMCONV_INLINE vec with_sign(vec magnitude, vec z) { return from_bits(bits(magnitude) | (bits(z) & SIGN_BIT)); }
 

@@ -149,6 +149,7 @@ template <class Body> SYMCONV_INLINE void spread(int64_t rows, int64_t columns, 
 
 SYMCONV_INLINE ivec bits(vec value) { return (ivec)value; }
 SYMCONV_INLINE vec from_bits(ivec value) { return (vec)value; }
+SYMCONV_INLINE vec abs(vec z) { return from_bits(bits(z) & ~(integer(1) << (sizeof(integer) * 8 - 2) << 1)); }
 SYMCONV_INLINE vec converted(ivec value) { return __builtin_convertvector(value, vec); }
 
 inline uint32_t bits_of(float value)

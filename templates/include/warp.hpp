@@ -205,6 +205,7 @@ template <int N> SYMCONV_INLINE real one_of(const real* block, int i)
 
 SYMCONV_INLINE ivec bits(vec value) { return {whole_bits(value.value)}; }
 SYMCONV_INLINE vec from_bits(ivec value) { return {number_of(value.value)}; }
+SYMCONV_INLINE vec abs(vec z) { return {real(sizeof(real) == 4 ? ::fabsf(float(z.value)) : ::fabs(z.value))}; }
 SYMCONV_INLINE vec converted(ivec value) { return {real(value.value)}; }
 
 SYMCONV_INLINE vec where(ivec mask, vec a, vec b) { return mask.value ? a : b; }

@@ -66,13 +66,13 @@ struct Axis {
         const int64_t taps = geometry.kernel[axis];
         reach = step(taps - 1);
         // The residues come back after `residues` taps, in the same order.
-        while (residues < taps && (residues == 0 || residues * dilation % stride != 0))
+        while (residues < taps && (residues == 0 || uint32_t(residues * dilation) % uint32_t(stride) != 0))
             ++residues;
     }
 
-    int64_t step(int64_t tap) const { return tap * dilation / stride; }
+    int64_t step(int64_t tap) const { return uint32_t(tap * dilation) / uint32_t(stride); }
     /// Where in the image a residue begins.
-    int64_t first(int64_t residue) const { return residue * dilation % stride - before; }
+    int64_t first(int64_t residue) const { return int64_t(uint32_t(residue * dilation) % uint32_t(stride)) - before; }
 };
 
 /// What is the same for all strips of a call.
@@ -98,10 +98,23 @@ struct Windows {
         channel = kernel[0] * y.residues * x.residues * plane;
         shift = arena.take<int>(taps);
         each(arena.fills ? taps : 0, [&](int64_t t) {
-            const int64_t tz = t / (kernel[1] * kernel[2]), ty = t / kernel[2] % kernel[1], tx = t % kernel[2];
-            const int64_t number = (tz * y.residues + ty % y.residues) * x.residues + tx % x.residues;
-            shift[t] = int(number * plane + y.step(ty) * pitch + x.step(tx));
+            shift[t] = int(plane_of(t) * plane + step_of(t));
         });
+    }
+
+    /// The plane in which a tap is.
+    int64_t plane_of(int64_t t) const
+    {
+        const uint32_t tap = uint32_t(t), down = uint32_t(geometry.kernel[1]), across = uint32_t(geometry.kernel[2]);
+        const uint32_t row = tap / across, z = row / down;
+        return (z * y.residues + row % down % uint32_t(y.residues)) * x.residues + tap % across % uint32_t(x.residues);
+    }
+
+    /// How far it is from the place of its window.
+    int64_t step_of(int64_t t) const
+    {
+        const uint32_t tap = uint32_t(t), down = uint32_t(geometry.kernel[1]), across = uint32_t(geometry.kernel[2]);
+        return y.step(tap / across % down) * pitch + x.step(tap % across);
     }
 
     /// The strips of one line of windows.
@@ -263,6 +276,13 @@ template <int BLOCK> inline int64_t padded_filters(const Windows& windows)
     return ceil_div(windows.geometry.filters, BLOCK) * BLOCK;
 }
 
+/// Whether the last filters are read in blocks as well, which zeros fill up.
+#ifdef FLAT
+constexpr bool WHOLE_BLOCKS = true;
+#else
+constexpr bool WHOLE_BLOCKS = false;
+#endif
+
 /// The elements of a weight or parameter as sweeps read them: for blocks of BLOCK filters one k after the other, and
 /// for the filters that are left row by row.  PER_FILTER and PER_TAP say along what they vary.
 template <bool PER_FILTER, bool PER_TAP, int BLOCK>
@@ -273,10 +293,11 @@ inline real* pack(const Tensor& tensor, const Elements& elements, const Windows&
     const int64_t padded = PER_FILTER ? padded_filters<BLOCK>(windows) : 1;
     real* packed = arena.take<real>(groups * padded * taps);
     const storage* data = static_cast<const storage*>(tensor.data);
-    const int64_t whole = PER_TAP ? filters / BLOCK * BLOCK : 0;
-    spread(arena.fills ? groups * filters : 0, taps, [&](int64_t row, int64_t k) {
-        const int64_t group = row / filters, f = row % filters, width = f < whole ? BLOCK : 1;
-        const int64_t block = (group * padded + f / width * width) * taps + f % width, place = elements.places[k];
+    const int64_t whole = PER_TAP ? (WHOLE_BLOCKS ? padded : filters / BLOCK * BLOCK) : 0;
+    const int64_t rows = WHOLE_BLOCKS ? padded : filters;
+    spread(arena.fills ? groups * rows : 0, taps, [&](int64_t row, int64_t k) {
+        const int64_t group = row / rows, f = row % rows, width = f < whole ? BLOCK : 1;
+        const int64_t block = (group * padded + f / width * width) * taps + f % width, place = f < filters ? elements.places[k] : -1;
         packed[block + k * width] = place < 0 ? real(0) : real(data[elements.at(group, f, k)]);
     });
     return packed;

@@ -1,0 +1,294 @@
+"""Which passes of a kernel are *flat*, and what their template is told.
+
+A flat pass sweeps once over all channels and taps of x, and reads everything where the tap is.  So it can be computed
+like a product of matrices: results in registers, planes and values of windows in shared memory, see `stages.hpp`.
+Weights and x of a tap, values of a window and constants are then variables, which the printed functions are called with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sympy as sp
+
+from ..language.axes import WINDOW, Domain
+from ..language.symbols import Access, Operand
+from ..lower import GRAD, Block, Sweep
+from .native_source import SIZES, Pass
+
+#: The one domain of the sweeps of a flat pass.
+ALL = "ct"
+
+
+class NotFlatError(Exception):
+    """A pass does something that tiles in registers cannot."""
+
+
+def flat_forward(given: Pass) -> dict[str, Any] | None:
+    """What the template is told of a flat forward pass; None for one that is not flat."""
+    try:
+        return Forward(given).context()
+    except NotFlatError:
+        return None
+
+
+def flat_backward(given: Pass) -> dict[str, Any] | None:
+    """What the template is told of a flat backward pass; None for one that is not flat."""
+    try:
+        return Backward(given).context()
+    except NotFlatError:
+        return None
+
+
+def here(name: str) -> str:
+    """The variable of what is called `name` in formulas, which is no name of the template."""
+    return f"{name}_here"
+
+
+class Reader:
+    """The symbols that some functions read, as variables of the generated code."""
+
+    def __init__(self, given: Pass) -> None:
+        self.given = given
+        #: Reads of x: variable, whether at the centre.
+        self.images: dict[str, bool] = {}
+        #: Reads of weights and parameters: variable, how they are packed.
+        self.banks: dict[str, dict[str, Any]] = {}
+        #: Constants: variable, value.
+        self.numbers: dict[str, str] = {}
+        #: Whether one of them counts taps, which is the same for all windows if none leaves the image.
+        self.counts = False
+
+    def variable(self, symbol: sp.Symbol, where: Domain, *indices: str) -> str:
+        """A symbol as it is read at a tap; `indices` are those of an image, a bank and a value of a window."""
+        name = here(self.given.identifier(symbol))
+        of_image, of_bank, of_value = indices
+        if symbol in self.given.schedule.counts:
+            counted = self.given.schedule.counts[symbol]
+            self.counts = True
+            self.numbers[name] = "windows.taps * " * ("t" in counted.axes) + self.given.channels(counted)
+            return name
+        if not isinstance(symbol, Operand):
+            if getattr(symbol, "position", False) and symbol.name.startswith("position"):
+                if where.axes != ALL:
+                    raise NotFlatError
+                return "position"
+            return name + of_value
+        base = symbol.operand
+        if base.role == "input":
+            if base.name != "x" or (isinstance(symbol, Access) and (symbol.own or symbol.shift)):
+                raise NotFlatError
+            self.images[name] = isinstance(symbol, Access) and symbol.shift is None
+            return name + of_image
+        if base.role in ("weight", "bias", "param"):
+            self.banks[name] = self.bank(name, symbol, where)
+            return name + of_bank
+        if base.role == "const":
+            self.numbers[name] = f"numbers[{self.given.numbers.index(base.name)}]"
+        elif base.role == "size":
+            self.numbers[name] = SIZES[base.name]
+        else:
+            raise NotFlatError
+        return name
+
+    def bank(self, name: str, symbol: Operand, where: Domain) -> dict[str, Any]:
+        per_filter, per_tap = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
+        prefix = f"{self.given.id(where)}_{self.given.identifier(symbol)}"
+        if where.axes == ALL and isinstance(symbol, Access) and symbol.own:
+            raise NotFlatError
+        return {
+            "name": name,
+            "packed": f"shared.{prefix}_packed",
+            "elements": f"shared.{prefix}_elements",
+            "tensor": self.given.tensors.index(symbol.operand.name),
+            "per_filter": per_filter,
+            "per_tap": per_tap and where.axes == ALL,
+            "flags": ", ".join("true" if each else "false" for each in (per_filter, per_tap)),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "images": [*self.images.items()],
+            "banks": [*self.banks.values()],
+            "numbers": [*self.numbers.items()],
+            "counts": self.counts,
+        }
+
+
+class Forward:
+    """A forward pass whose accumulators stay in registers."""
+
+    def __init__(self, given: Pass) -> None:
+        self.given = given
+        if len(given.sweeps) != 1:
+            raise NotFlatError
+        ((self.name, self.sweep),) = given.sweeps.items()
+        if self.sweep.names or given.id(self.sweep.where) != ALL:
+            raise NotFlatError
+        if any(each.left or each.rank is not None for each in self.sweep.accumulators):
+            raise NotFlatError
+        # At the output the symbols of accumulators are what they hold.
+        self.held = {
+            given.identifier(symbol): f"{each['variable']}[i][v].{attribute}()"
+            for each in given.printed[0]["nests"][0]["accumulators"]
+            for symbol, attribute in self._attributes(each)
+        }
+
+    def _attributes(self, printed: dict[str, Any]) -> Iterable[tuple[sp.Symbol, str]]:
+        by_name = {self.given.identifier(s): s for a in self.sweep.accumulators for s in a.symbols}
+        return [(by_name[name], attribute) for name, attribute, _ in printed["stores"]]
+
+    def context(self) -> dict[str, Any]:
+        reader = Reader(self.given)
+        taps = [reader.variable(s, self.sweep.where, "[v]", "[i]", "") for s in self.sweep.taps.arguments]
+        if not reader.images:
+            raise NotFlatError
+        output = self.given.schedule.output
+        at_output = Reader(self.given)
+        arguments = [self.at_output(symbol, at_output) for symbol in output.arguments]
+        return {
+            **reader.facts(),
+            "call": f"{self.name}_tap({', '.join(taps)})",
+            "accumulators": self.given.printed[0]["nests"][0]["accumulators"],
+            "doc": self.given.printed[0]["doc"],
+            "combine": f"combine({', '.join(arguments)})",
+            "kept": [
+                (self.held[self.given.identifier(symbol)], symbol.position) for symbol in self.given.schedule.kept
+            ],
+        }
+
+    def at_output(self, symbol: sp.Symbol, reader: Reader) -> str:
+        """What the output is made of, at one window."""
+        given, name = self.given, self.given.identifier(symbol)
+        if name in self.held:
+            return self.held[name]
+        if symbol in given.schedule.counts:
+            where = given.schedule.counts[symbol]
+            has_taps = "true" if "t" in where.axes else "false"
+            return f"count({given.channels(where)}, {has_taps})"
+        if isinstance(symbol, Operand) and symbol.operand.role == "field" and "t" not in symbol.operand.axes:
+            tensor = f"tensors[{given.tensors.index(symbol.operand.name)}]"
+            channel = "o" if "o" in symbol.operand.axes else "0"
+            return f"splat(real(static_cast<const storage*>({tensor}.data)[element({tensor}, {channel}, 0, strip, at)]))"
+        if isinstance(symbol, Operand) and symbol.operand.role == "index" and symbol.name == "o":
+            return "splat(real(o))"
+        found = reader.variable(symbol, WINDOW, "", "", "")
+        if found in reader.banks:
+            bank = reader.banks[found]
+            return f"splat({bank['packed']}[{'group * padded + f + i' if bank['per_filter'] else '0'}])"
+        if found in reader.numbers:
+            return f"splat(real({reader.numbers[found]}))"
+        raise NotFlatError
+
+
+class Backward:
+    """A backward pass all whose sweeps give gradients of x, at the tap, and of weights and parameters."""
+
+    def __init__(self, given: Pass) -> None:
+        self.given = given
+        self.kept = [GRAD, *given.schedule.kept]
+        self.values = {here(given.identifier(symbol)): symbol for symbol in self.kept}
+        if not given.sweeps or any(not sweep.gradients for sweep in given.sweeps.values()):
+            raise NotFlatError
+        for sweep in given.sweeps.values():
+            if given.id(sweep.where) != ALL and sweep.where != WINDOW:
+                raise NotFlatError
+            self.values |= {here(given.identifier(symbol)): symbol for symbol in sweep.names}
+
+    def context(self) -> dict[str, Any]:
+        given = self.given
+        pairs = [*zip(given.sweeps.items(), given.printed)]
+        if any(printed["others"] for _, printed in pairs):
+            raise NotFlatError
+        banks = [self.banks(name, sweep, printed) for (name, sweep), printed in pairs if printed["banks"]]
+        pixels = [self.pixels(name, sweep, printed) for (name, sweep), printed in pairs if printed["images"]]
+        if len(pixels) > 1:
+            raise NotFlatError
+        befores = [self.before(name, sweep, printed) for (name, sweep), printed in pairs if sweep.names]
+        slots = sorted({slot for each in (*banks, *pixels) for slot in each["slots"]})
+        return {
+            "banks": banks,
+            "pixels": pixels[0] if pixels else None,
+            "befores": befores,
+            "slots": [(name, bool(getattr(self.values[name], "position", False))) for name in slots],
+            "values": [(here(given.identifier(s)), bool(getattr(s, "position", False))) for s in self.kept],
+        }
+
+    def slots(self, block: Block) -> list[str]:
+        """The values of a window that a function reads."""
+        names = [here(self.given.identifier(s)) for s in block.arguments if not isinstance(s, Operand)]
+        found = [name for name in names if name in self.values]
+        known = {*self.values, *(here(self.given.identifier(s)) for s in self.given.schedule.counts)}
+        if any(name not in known and not name.startswith("position") for name in names):
+            raise NotFlatError
+        return found
+
+    def banks(self, name: str, sweep: Sweep, printed: dict[str, Any]) -> dict[str, Any]:
+        reader = Reader(self.given)
+        arguments = [reader.variable(s, sweep.where, "[j]", "[i][j]", "[i]") for s in sweep.taps.arguments]
+        if sweep.where == WINDOW and reader.images:
+            raise NotFlatError
+        return {
+            **reader.facts(),
+            "name": name,
+            "id": printed["id"],
+            "inside": printed["inside"] == "inside",
+            "call": f"{name}_tap({', '.join(arguments)})",
+            "sinks": printed["banks"],
+            "slots": self.slots(sweep.taps),
+        }
+
+    def pixels(self, name: str, sweep: Sweep, printed: dict[str, Any]) -> dict[str, Any]:
+        inputs = [place for place in sweep.gradients if place.operand.role == "input"]
+        if any(isinstance(place, Access) or place.name != "x" for place in inputs):
+            raise NotFlatError
+        reader = Reader(self.given)
+        arguments = [reader.variable(s, sweep.where, "[i][v]", "[i]", "[v]") for s in sweep.taps.arguments]
+        if any(reader.images.values()):
+            raise NotFlatError
+        return {
+            **reader.facts(),
+            "name": name,
+            "id": printed["id"],
+            "call": f"{name}_tap({', '.join(arguments)})",
+            "sinks": printed["images"],
+            "slots": self.slots(sweep.taps),
+        }
+
+    def before(self, name: str, sweep: Sweep, printed: dict[str, Any]) -> dict[str, Any]:
+        """What a sweep computes of each window before its taps."""
+        reader = Reader(self.given)
+        if set(self.slots(sweep.before)) - {here(self.given.identifier(s)) for s in self.kept}:
+            raise NotFlatError
+        arguments = [reader.variable(s, WINDOW, "", "", "") for s in sweep.before.arguments]
+        if reader.images or reader.banks:
+            raise NotFlatError
+        values = printed["before"]["values"]
+        return {
+            **reader.facts(),
+            "call": f"{name}_before({', '.join(arguments)})",
+            "names": [*zip(map(here, printed["names"]), [value.replace("value", f"{name}_value") for value in values])],
+            "result": f"{name}_value",
+        }
+
+
+def facts_of_flat(forward: dict[str, Any] | None, backward: dict[str, Any] | None) -> list[list[int]]:
+    """What a plan needs to know, for each pass that is flat.
+
+    Of the forward pass the tables of places of x.  Of the backward pass the same for weights, the values of a window,
+    the gradients of x and those of weights that one tap gives, the weights that it reads, and whether it counts taps.
+    """
+    found: list[list[int]] = [[], []]
+    if forward is not None:
+        found[0] = [len(forward["images"])]
+    if backward is not None:
+        images = max((len(each["images"]) for each in backward["banks"]), default=0)
+        sinks = max((len(each["sinks"]) for each in backward["banks"]), default=0)
+        pixels = len(backward["pixels"]["sinks"]) if backward["pixels"] else 0
+        every = [*backward["banks"], *backward["befores"], *filter(None, [backward["pixels"]])]
+        counts = int(any(each["counts"] for each in every))
+        banks = max((sum(b["per_tap"] for b in each["banks"]) for each in backward["banks"]), default=0)
+        found[1] = [images, len(backward["slots"]), pixels, sinks, banks, counts]
+    return found
+

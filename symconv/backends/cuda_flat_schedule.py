@@ -1,0 +1,237 @@
+"""How flat kernels are cut for a GPU: tiles in registers, stages in shared memory, launches per shape.
+
+Nothing here changes a result but the order of the sums of a gradient of weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..geometry import Geometry
+from .cuda_schedule import WARP, Cut, Launch
+from .native_schedule import Facts, Line, NativeGeometry, line_of, power_below
+
+#: Threads of a block, and warps.
+FLAT_THREADS = 256
+WARPS = FLAT_THREADS // WARP
+#: Bytes of shared memory that a stage may take: two blocks of a multiprocessor then leave most of it to the cache.
+STAGE = 40 * 1024
+#: Bytes beside them, for `Windows`.
+WINDOWS = 512
+#: What it takes a block to begin and to end, in vectors of windows.
+BESIDE = 0.5
+#: Windows of a strip of the gradients of weights, at most, and blocks that share them.
+WEIGHT_STRIP, SHARES = 256, 64
+
+
+class Tile(NamedTuple):
+    """What the warps of a block hold: `rows` of them one below the other, each `first` results by `second`.
+
+    Args:
+        first: filters or channels of a warp.
+        second: vectors of windows or taps of a warp.
+        rows: warps that have other filters or channels.
+        columns: warps beside one another in each row.
+    """
+
+    first: int
+    second: int
+    rows: int
+    columns: int
+
+
+def power_above(n: int) -> int:
+    """The least power of two that is not less."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def room_of(facts: Facts, direction: str, held: int, real: int) -> int:
+    """How many results a thread holds: 32 where the mathematics leaves it the registers."""
+    backward = direction == "backward"
+    cost, heavy = facts.cost[backward], facts.heavy[backward]
+    room = 4 if heavy else 32 if cost <= 6 else 16 if cost <= 12 else 8
+    return max(power_below(room * 4 // real // power_above(held)), 1)
+
+
+def tiled(room: int, most: int, count: int, wide: int) -> Tile:
+    """A tile for `count` filters or channels, of which a warp holds `most`, beside up to `wide` vectors."""
+    first = min(most, power_above(count), room)
+    rows = min(WARPS, power_above(-(-count // first)))
+    return Tile(first, max(min(wide, room // first), 1), rows, WARPS // rows)
+
+
+def narrowed(tile: Tile, length: int, others: int, count: int, processors: int) -> Tile:
+    """The tile with so many vectors that the blocks are done soonest.
+
+    Args:
+        tile: with the most vectors.
+        length: places of a line.
+        others: how many lines there are.
+        count: filters or channels.
+        processors: that share the blocks.
+    """
+    ranges = others * -(-count // (tile.first * tile.rows))
+
+    def rounds(vectors: int) -> float:
+        strips = -(-length // (tile.columns * vectors * WARP))
+        return -(-strips * ranges // processors) * (vectors + BESIDE)
+
+    candidates = [1 << k for k in range(tile.second.bit_length())]
+    return tile._replace(second=min(reversed(candidates), key=rounds))
+
+
+def flat_cut(
+    facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int
+) -> Cut | None:
+    """How a pass is cut; None if it is not flat, or does not fit into shared memory."""
+    backward = direction == "backward"
+    if not facts.flat[backward]:
+        return None
+    x, line = tensors[0], line_of(tensors[0], geometry)
+    real = 8 if x.dtype == torch.float64 else 4
+    ignore = geometry.ignore and any(map(any, geometry.padding))
+    here = _Shape(facts, line, x.shape[0], geometry, real, ignore, processors)
+    return here.backward() if backward else here.forward()
+
+
+@dataclass(frozen=True)
+class _Shape:
+    facts: Facts
+    line: Line
+    batch: int
+    geometry: Geometry
+    real: int
+    ignore: bool
+    processors: int
+
+    @property
+    def filters(self) -> int:
+        return int(self.line.geometry.filters)
+
+    @property
+    def channels(self) -> int:
+        return int(self.line.geometry.channels)
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.geometry.kernel_size)
+
+    @property
+    def images(self) -> int:
+        return self.batch * self.geometry.groups
+
+    def plane(self, strip: int) -> int:
+        """Numbers of a plane, as `Windows` rounds them up."""
+        return -(-(strip + self.line.halo) // WARP) * WARP
+
+    def planes(self, strip: int) -> int:
+        """Numbers of all planes of a channel."""
+        return self.line.planes * self.plane(strip)
+
+    def blocks_at_a_time(self, direction: str) -> int:
+        """Blocks of a multiprocessor: half the registers for each, or all."""
+        return 1 if self.real == 8 or self.facts.heavy[direction == "backward"] > 1 else 2
+
+    def options(self, direction: str, **tiles: int) -> tuple[str, ...]:
+        named = {"BLOCKS_AT_A_TIME": self.blocks_at_a_time(direction), **tiles}
+        return ("-DFLAT", *[f"-D{name}={value}" for name, value in named.items()])
+
+    def launched(self, function: str, units: int, direction: str, told: NativeGeometry) -> Launch:
+        room = self.processors * self.blocks_at_a_time(direction)
+        return Launch(function, max(min(units, room), 1), told)
+
+    def forward(self) -> Cut | None:
+        (tables,) = self.facts.flat[0]
+        room = room_of(self.facts, "forward", self.facts.state[0], self.real)
+        tile = tiled(room, 8, self.filters, 4)
+        lines = self.images * self.line.lines
+        tile = narrowed(tile, self.line.length, lines, self.filters, self.processors)
+        strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
+        beside = self.planes(strip) if self.ignore else 0
+        each = self.planes(strip) + (tables + self.ignore) * self.taps
+        stage = min((STAGE // self.real - beside) // each, self.channels)
+        if stage < 1:
+            return None
+        units = lines * -(-self.line.length // strip) * -(-self.filters // step)
+        told = self.line.told(strip, step)
+        near = WINDOWS + (beside + stage * each) * self.real
+        launch = self.launched("symconv_forward", units, "forward", told)._replace(near=near, stage=stage)
+        prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, near=0)
+        options = self.options("forward", FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
+        return Cut(options, FLAT_THREADS, (prepare, launch))
+
+    def backward(self) -> Cut | None:
+        images, slots, pixels, sinks, banks, counts = self.facts.flat[1]
+        if counts and self.ignore:
+            return None
+        if pixels and self.geometry.kernel_size[:-2] not in ((), (1,)):
+            return None
+        options: dict[str, int] = {}
+        launches: list[Launch] = []
+        if pixels:
+            room = room_of(self.facts, "backward", 2 * pixels, self.real)
+            found = self._pixels(tiled(room, 4, self.channels, 4), slots)
+            if found is None:
+                return None
+            tile, launch = found
+            options |= {"PIXEL_CHANNELS": tile.first, "PIXEL_VECTORS": tile.second}
+            launches.append(launch)
+        room = room_of(self.facts, "backward", max(sinks, 1) + banks, self.real)
+        weights = self._weights(room, images, slots)
+        if weights is None:
+            return None
+        tile, launch, shares, sums = weights
+        options |= {"BANK_FILTERS": tile.first, "BANK_TAPS": tile.second}
+        beside = launch._replace(blocks=2 * self.processors, near=0)
+        prepare = beside._replace(function="symconv_backward_prepare", gradients=None)
+        gather = beside._replace(function="symconv_backward_gather")
+        launches = [prepare, *launches, launch, gather]
+        return Cut(self.options("backward", **options), FLAT_THREADS, tuple(launches), shares, sums)
+
+    def _pixels(self, tile: Tile, slots: int) -> tuple[Tile, Launch] | None:
+        lines = self.images * self.line.lines * self.line.planes
+        length = self.line.length + self.line.halo
+        tile = narrowed(tile, length, lines, self.channels, self.processors)
+        strip = tile.columns * tile.second * WARP
+        wide = strip + self.line.halo
+        stage = min((STAGE // self.real - 2 * self.taps - wide) // (max(slots, 1) * wide), self.filters)
+        if stage < 1:
+            return None
+        units = lines * -(-length // strip) * -(-self.channels // (tile.first * tile.rows))
+        near = WINDOWS + (2 * self.taps + (slots * stage + 1) * wide) * self.real
+        launch = self.launched("symconv_backward_pixels", units, "backward", self.line.told(strip, 1))
+        return tile, launch._replace(near=near, stage=stage, gradients=("input",))
+
+    def _weights(self, room: int, images: int, slots: int) -> tuple[Tile, Launch, int, int] | None:
+        count = self.channels * self.taps
+        first = min(4, power_above(self.filters), room)
+        second = max(min(8, room // first, power_above(count)), 1)
+        rows = min(2, power_above(-(-self.filters // first)))
+        tile = Tile(first, second, rows, min(WARPS // rows, power_above(-(-count // second))))
+        step, across = tile.first * tile.rows, tile.second * tile.columns
+        most = min(max((across - 2) // self.taps + 2, 1), self.channels) if images else 0
+        strip = min(WEIGHT_STRIP, -(-self.line.length // WARP) * WARP)
+
+        def near(strip: int) -> int:
+            planes = (most + self.ignore) * self.planes(strip)
+            return WINDOWS + (planes + (slots * step + 1) * strip) * self.real
+
+        while strip > WARP and near(strip) > STAGE:
+            strip = -(-strip // (2 * WARP)) * WARP
+        if near(strip) > STAGE:
+            return None
+        strips = self.batch * self.line.lines * -(-self.line.length // strip)
+        ranges = self.geometry.groups * -(-self.filters // step)
+        units = ranges * -(-count // across)
+        shares = min(
+            range(1, max(min(strips, SHARES), 1) + 1),
+            key=lambda n: (-(-units * n // self.processors) * -(-strips // n) + 0.1 * n, n),
+        )
+        launch = self.launched("symconv_backward_weights", units * shares, "backward", self.line.told(strip, step))
+        launch = launch._replace(near=near(strip), columns=tile.columns, gradients=("weight", "bias", "param"))
+        return tile, launch, shares, ranges * shares
