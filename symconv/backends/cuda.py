@@ -26,7 +26,7 @@ from ..kernel import Kernel
 from ..render import static_headers
 from . import DTYPES
 from .cuda_flat_schedule import flat_cut
-from .cuda_schedule import CudaPlan, Cut, Launch, block_cut, taps_at_a_time
+from .cuda_schedule import CudaPlan, Cut, Launch, block_cut
 from .generated import GeneratingBackend
 from .native import STORAGE, NativeKernel
 from .native_schedule import Facts, facts_of, ranked
@@ -130,10 +130,8 @@ def cut_of(
     count = ranked(facts, x, geometry)
     options = (
         f"-DSYMCONV_{direction.upper()}",
-        f"-DTHREADS={cut.threads}",
         *STORAGE[x.dtype],
         *["-DSYMCONV_IGNORE"] * (geometry.ignore and any(map(any, geometry.padding))),
-        f"-DTAPS_AT_A_TIME={taps_at_a_time(facts, direction)}",
         *[f"-DRANKED={count}"] * (count > 0),
         *cut.options,
     )
@@ -228,7 +226,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
         def launch(each: Launch, scratch: torch.Tensor, own: int) -> None:
             packed = plan.packed(each, scratch.data_ptr(), own, numbers, arguments, roles)
-            plan.module.launch(each.function, each.blocks, plan.cut.threads, each.near, packed)
+            plan.module.launch(each.function, each.blocks, each.threads, each.near, packed)
 
         with self.on(device):
             if not plan.scratch:  # once per shape: how much memory it takes is known to the generated code

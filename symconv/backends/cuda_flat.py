@@ -7,14 +7,14 @@ Weights and x of a tap, values of a window and constants are then variables, whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sympy as sp
 
 from ..language.axes import WINDOW, Domain
 from ..language.symbols import Access, Operand
-from ..lower import GRAD, Block, Sweep
+from ..lower import GRAD, Sweep
 from .native_source import SIZES, Pass
 
 #: The one domain of the sweeps of a flat pass.
@@ -44,6 +44,22 @@ def flat_backward(given: Pass) -> dict[str, Any] | None:
 def here(name: str) -> str:
     """The variable of what is called `name` in formulas, which is no name of the template."""
     return f"{name}_here"
+
+
+def unused(symbol: sp.Symbol) -> str:
+    """What is passed for an argument on which the results in question do not depend."""
+    return "splat_int(0)" if getattr(symbol, "position", False) else "splat(0)"
+
+
+def used(sweep: Sweep, wanted: Callable[[str], bool]) -> list[sp.Symbol]:
+    """The arguments of the function of a sweep on which its gradients of operands of some roles depend."""
+    needed = set().union(
+        *(expr.free_symbols for place, expr in zip(sweep.gradients, sweep.taps.results) if wanted(place.operand.role))
+    )
+    for symbol, expr in reversed(sweep.taps.temporaries):
+        if symbol in needed:
+            needed |= expr.free_symbols
+    return [symbol for symbol in sweep.taps.arguments if symbol in needed]
 
 
 class Reader:
@@ -212,12 +228,13 @@ class Backward:
             "pixels": pixels[0] if pixels else None,
             "befores": befores,
             "slots": [(name, bool(getattr(self.values[name], "position", False))) for name in slots],
+            "places": {here(given.identifier(s)): place for place, s in enumerate(self.kept)},
             "values": [(here(given.identifier(s)), bool(getattr(s, "position", False))) for s in self.kept],
         }
 
-    def slots(self, block: Block) -> list[str]:
-        """The values of a window that a function reads."""
-        names = [here(self.given.identifier(s)) for s in block.arguments if not isinstance(s, Operand)]
+    def slots(self, symbols: Iterable[sp.Symbol]) -> list[str]:
+        """The values of a window among some symbols."""
+        names = [here(self.given.identifier(s)) for s in symbols if not isinstance(s, Operand)]
         found = [name for name in names if name in self.values]
         known = {*self.values, *(here(self.given.identifier(s)) for s in self.given.schedule.counts)}
         if any(name not in known and not name.startswith("position") for name in names):
@@ -226,7 +243,11 @@ class Backward:
 
     def banks(self, name: str, sweep: Sweep, printed: dict[str, Any]) -> dict[str, Any]:
         reader = Reader(self.given)
-        arguments = [reader.variable(s, sweep.where, "[j]", "[i][j]", "[i]") for s in sweep.taps.arguments]
+        read = used(sweep, lambda role: role not in ("input", "field"))
+        arguments = [
+            reader.variable(s, sweep.where, "[j]", "[i][j]", "[i]") if s in read else unused(s)
+            for s in sweep.taps.arguments
+        ]
         if sweep.where == WINDOW and reader.images:
             raise NotFlatError
         return {
@@ -236,7 +257,7 @@ class Backward:
             "inside": printed["inside"] == "inside",
             "call": f"{name}_tap({', '.join(arguments)})",
             "sinks": printed["banks"],
-            "slots": self.slots(sweep.taps),
+            "slots": self.slots(read),
         }
 
     def pixels(self, name: str, sweep: Sweep, printed: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +265,11 @@ class Backward:
         if any(isinstance(place, Access) or place.name != "x" for place in inputs):
             raise NotFlatError
         reader = Reader(self.given)
-        arguments = [reader.variable(s, sweep.where, "[i][v]", "[i]", "[v]") for s in sweep.taps.arguments]
+        read = used(sweep, lambda role: role == "input")
+        arguments = [
+            reader.variable(s, sweep.where, "[i][v]", "[i]", "[v]") if s in read else unused(s)
+            for s in sweep.taps.arguments
+        ]
         if any(reader.images.values()):
             raise NotFlatError
         return {
@@ -253,13 +278,13 @@ class Backward:
             "id": printed["id"],
             "call": f"{name}_tap({', '.join(arguments)})",
             "sinks": printed["images"],
-            "slots": self.slots(sweep.taps),
+            "slots": self.slots(read),
         }
 
     def before(self, name: str, sweep: Sweep, printed: dict[str, Any]) -> dict[str, Any]:
         """What a sweep computes of each window before its taps."""
         reader = Reader(self.given)
-        if set(self.slots(sweep.before)) - {here(self.given.identifier(s)) for s in self.kept}:
+        if set(self.slots(sweep.before.arguments)) - {here(self.given.identifier(s)) for s in self.kept}:
             raise NotFlatError
         arguments = [reader.variable(s, WINDOW, "", "", "") for s in sweep.before.arguments]
         if reader.images or reader.banks:
@@ -273,22 +298,29 @@ class Backward:
         }
 
 
+def per_tap(sweep: dict[str, Any]) -> int:
+    """How many weights a tap reads."""
+    return sum(bank["per_tap"] for bank in sweep["banks"])
+
+
 def facts_of_flat(forward: dict[str, Any] | None, backward: dict[str, Any] | None) -> list[list[int]]:
     """What a plan needs to know, for each pass that is flat.
 
-    Of the forward pass the tables of places of x.  Of the backward pass the same for weights, the values of a window,
-    the gradients of x and those of weights that one tap gives, the weights that it reads, and whether it counts taps.
+    Of the forward pass the tables of places of x and the weights of a tap.  Of the backward pass the tables, the values
+    of a window, the gradients of x and those of weights that one tap gives, the weights that the former and the latter
+    read, and whether it counts taps.
     """
     found: list[list[int]] = [[], []]
     if forward is not None:
-        found[0] = [len(forward["images"])]
+        found[0] = [len(forward["images"]), per_tap(forward)]
     if backward is not None:
         images = max((len(each["images"]) for each in backward["banks"]), default=0)
         sinks = max((len(each["sinks"]) for each in backward["banks"]), default=0)
-        pixels = len(backward["pixels"]["sinks"]) if backward["pixels"] else 0
-        every = [*backward["banks"], *backward["befores"], *filter(None, [backward["pixels"]])]
+        pixels = backward["pixels"]
+        of_pixels = [len(pixels["sinks"]), per_tap(pixels)] if pixels else [0, 0]
+        every = [*backward["banks"], *backward["befores"], *filter(None, [pixels])]
         counts = int(any(each["counts"] for each in every))
-        banks = max((sum(b["per_tap"] for b in each["banks"]) for each in backward["banks"]), default=0)
-        found[1] = [images, len(backward["slots"]), pixels, sinks, banks, counts]
+        banks = max(map(per_tap, backward["banks"]), default=0)
+        found[1] = [images, len(backward["slots"]), *of_pixels, sinks, banks, counts]
     return found
 

@@ -16,9 +16,11 @@ from ..geometry import Geometry
 from .cuda_schedule import WARP, Cut, Launch
 from .native_schedule import Facts, Line, NativeGeometry, line_of, power_below
 
-#: Threads of a block, and warps.
-FLAT_THREADS = 256
-WARPS = FLAT_THREADS // WARP
+#: Threads of a block, so many of which run at a time on a multiprocessor, and its warps.  Gradients of weights want more
+#: registers for each thread.
+THREADS, BLOCKS = 256, 2
+WEIGHT_THREADS, WEIGHT_BLOCKS = 128, 3
+WARPS, WEIGHT_WARPS = THREADS // WARP, WEIGHT_THREADS // WARP
 #: Bytes of shared memory that a stage may take: two blocks of a multiprocessor then leave most of it to the cache.
 STAGE = 40 * 1024
 #: Bytes beside them, for `Windows`.
@@ -54,7 +56,7 @@ def room_of(facts: Facts, direction: str, held: int, real: int) -> int:
     """How many results a thread holds: 32 where the mathematics leaves it the registers."""
     backward = direction == "backward"
     cost, heavy = facts.cost[backward], facts.heavy[backward]
-    room = 4 if heavy else 32 if cost <= 6 else 16 if cost <= 12 else 8
+    room = 8 if heavy > 2 or cost > 24 else 16 if heavy or cost > 6 else 32
     return max(power_below(room * 4 // real // power_above(held)), 1)
 
 
@@ -133,40 +135,72 @@ class _Shape:
         """Numbers of all planes of a channel."""
         return self.line.planes * self.plane(strip)
 
+    def staged(self, beside: int, each: int, tables: int, count: int, once: int = 0) -> tuple[int, int]:
+        """How many channels or filters a stage has, 0 if not one finds room, and the bytes of shared memory.
+
+        Args:
+            beside: numbers that are there anyway.
+            each: numbers in a buffer for each of `count` channels or filters.
+            tables: numbers for each, whichever buffer it is in.
+            once: numbers in a buffer beside.
+        """
+        room = STAGE // self.real - beside
+        stage, buffers = min((room - once) // (each + tables), count), 1
+        if stage < count:
+            stage, buffers = (room - 2 * once) // (2 * each + tables), 2
+        stage = -(-count // -(-count // stage)) if stage > 0 else 0  # of about the same size
+        return stage, WINDOWS + (beside + buffers * (stage * each + once) + stage * tables) * self.real
+
     def blocks_at_a_time(self, direction: str) -> int:
         """Blocks of a multiprocessor: half the registers for each, or all."""
-        return 1 if self.real == 8 or self.facts.heavy[direction == "backward"] > 1 else 2
+        return 1 if self.real == 8 else BLOCKS
+
+    def taps_at_a_time(self, direction: str) -> int:
+        """Rounds of an innermost loop that are under way at a time, so that none waits for what it reads."""
+        backward = direction == "backward"
+        cost, heavy = self.facts.cost[backward], self.facts.heavy[backward]
+        if heavy:
+            return 1
+        if backward:
+            return 4 if cost <= 4 else 2 if cost <= 6 else 1
+        _, banks = self.facts.flat[0]
+        return 6 // (banks + self.facts.state[0] - 1 or 1) if cost <= 2 else 2
 
     def options(self, direction: str, **tiles: int) -> tuple[str, ...]:
-        named = {"BLOCKS_AT_A_TIME": self.blocks_at_a_time(direction), **tiles}
+        named = {
+            "THREADS": THREADS,
+            "WEIGHT_THREADS": WEIGHT_THREADS,
+            "WEIGHT_BLOCKS": WEIGHT_BLOCKS,
+            "BLOCKS_AT_A_TIME": self.blocks_at_a_time(direction),
+            "TAPS_AT_A_TIME": self.taps_at_a_time(direction),
+            **tiles,
+        }
         return ("-DFLAT", *[f"-D{name}={value}" for name, value in named.items()])
 
     def launched(self, function: str, units: int, direction: str, told: NativeGeometry) -> Launch:
         room = self.processors * self.blocks_at_a_time(direction)
-        return Launch(function, max(min(units, room), 1), told)
+        return Launch(function, max(min(units, room), 1), THREADS, told)
 
     def forward(self) -> Cut | None:
-        (tables,) = self.facts.flat[0]
+        tables, _ = self.facts.flat[0]
         room = room_of(self.facts, "forward", self.facts.state[0], self.real)
         tile = tiled(room, 8, self.filters, 4)
         lines = self.images * self.line.lines
         tile = narrowed(tile, self.line.length, lines, self.filters, self.processors)
         strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
         beside = self.planes(strip) if self.ignore else 0
-        each = self.planes(strip) + (tables + self.ignore) * self.taps
-        stage = min((STAGE // self.real - beside) // each, self.channels)
+        stage, near = self.staged(beside, self.planes(strip), (tables + self.ignore) * self.taps, self.channels)
         if stage < 1:
             return None
         units = lines * -(-self.line.length // strip) * -(-self.filters // step)
         told = self.line.told(strip, step)
-        near = WINDOWS + (beside + stage * each) * self.real
         launch = self.launched("symconv_forward", units, "forward", told)._replace(near=near, stage=stage)
         prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, near=0)
         options = self.options("forward", FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
-        return Cut(options, FLAT_THREADS, (prepare, launch))
+        return Cut(options, (prepare, launch))
 
     def backward(self) -> Cut | None:
-        images, slots, pixels, sinks, banks, counts = self.facts.flat[1]
+        images, slots, pixels, turned, sinks, banks, counts = self.facts.flat[1]
         if counts and self.ignore:
             return None
         if pixels and self.geometry.kernel_size[:-2] not in ((), (1,)):
@@ -175,13 +209,15 @@ class _Shape:
         launches: list[Launch] = []
         if pixels:
             room = room_of(self.facts, "backward", 2 * pixels, self.real)
-            found = self._pixels(tiled(room, 4, self.channels, 4), slots)
+            found = self._pixels(tiled(room, power_below(max(8 // max(turned, 2), 1)), self.channels, 4), slots)
             if found is None:
                 return None
             tile, launch = found
             options |= {"PIXEL_CHANNELS": tile.first, "PIXEL_VECTORS": tile.second}
             launches.append(launch)
-        room = room_of(self.facts, "backward", max(sinks, 1) + banks, self.real)
+        # The sums of a tile, and the weights that they depend on, are 48 numbers at most.
+        room = room_of(self.facts, "backward", 1, self.real)
+        room = max(min(room, 3 * room // (2 * max(sinks + banks, 1))), 1)
         weights = self._weights(room, images, slots)
         if weights is None:
             return None
@@ -191,7 +227,7 @@ class _Shape:
         prepare = beside._replace(function="symconv_backward_prepare", gradients=None)
         gather = beside._replace(function="symconv_backward_gather")
         launches = [prepare, *launches, launch, gather]
-        return Cut(self.options("backward", **options), FLAT_THREADS, tuple(launches), shares, sums)
+        return Cut(self.options("backward", **options), tuple(launches), shares, sums)
 
     def _pixels(self, tile: Tile, slots: int) -> tuple[Tile, Launch] | None:
         lines = self.images * self.line.lines * self.line.planes
@@ -199,27 +235,26 @@ class _Shape:
         tile = narrowed(tile, length, lines, self.channels, self.processors)
         strip = tile.columns * tile.second * WARP
         wide = strip + self.line.halo
-        stage = min((STAGE // self.real - 2 * self.taps - wide) // (max(slots, 1) * wide), self.filters)
+        stage, near = self.staged(2 * self.taps, slots * wide, 0, self.filters, wide)
         if stage < 1:
             return None
         units = lines * -(-length // strip) * -(-self.channels // (tile.first * tile.rows))
-        near = WINDOWS + (2 * self.taps + (slots * stage + 1) * wide) * self.real
         launch = self.launched("symconv_backward_pixels", units, "backward", self.line.told(strip, 1))
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
 
     def _weights(self, room: int, images: int, slots: int) -> tuple[Tile, Launch, int, int] | None:
         count = self.channels * self.taps
         first = min(4, power_above(self.filters), room)
-        second = max(min(8, room // first, power_above(count)), 1)
+        second = max(min(8, room // first, count), 1)
         rows = min(2, power_above(-(-self.filters // first)))
-        tile = Tile(first, second, rows, min(WARPS // rows, power_above(-(-count // second))))
+        tile = Tile(first, second, rows, min(WEIGHT_WARPS // rows, power_above(-(-count // second))))
         step, across = tile.first * tile.rows, tile.second * tile.columns
         most = min(max((across - 2) // self.taps + 2, 1), self.channels) if images else 0
         strip = min(WEIGHT_STRIP, -(-self.line.length // WARP) * WARP)
 
         def near(strip: int) -> int:
             planes = (most + self.ignore) * self.planes(strip)
-            return WINDOWS + (planes + (slots * step + 1) * strip) * self.real
+            return WINDOWS + 2 * (planes + (slots * step + 1) * strip) * self.real
 
         while strip > WARP and near(strip) > STAGE:
             strip = -(-strip // (2 * WARP)) * WARP
@@ -232,6 +267,13 @@ class _Shape:
             range(1, max(min(strips, SHARES), 1) + 1),
             key=lambda n: (-(-units * n // self.processors) * -(-strips // n) + 0.1 * n, n),
         )
-        launch = self.launched("symconv_backward_weights", units * shares, "backward", self.line.told(strip, step))
-        launch = launch._replace(near=near(strip), columns=tile.columns, gradients=("weight", "bias", "param"))
+        launch = Launch(
+            "symconv_backward_weights",
+            min(units * shares, self.processors * WEIGHT_BLOCKS),
+            WEIGHT_THREADS,
+            self.line.told(strip, step),
+            near=near(strip),
+            columns=tile.columns,
+            gradients=("weight", "bias", "param"),
+        )
         return tile, launch, shares, ranges * shares

@@ -60,7 +60,7 @@ class Launch(NamedTuple):
 
     Args:
         function: of the generated file.
-        blocks: how many.
+        blocks, threads: how many, and of how many threads each.
         geometry: the strips and the geometry, as kernels read them.
         colour, colours: which strips: those whose number leaves `colour` when divided by `colours`.
         gradients: the roles of operands whose gradients are its work; None if it is always there, for all tensors.
@@ -70,6 +70,7 @@ class Launch(NamedTuple):
 
     function: str
     blocks: int
+    threads: int
     geometry: NativeGeometry
     colour: int = 0
     colours: int = 1
@@ -84,14 +85,12 @@ class Cut(NamedTuple):
 
     Args:
         options: of the compiler.
-        threads: of a block.
         launches: in their order.
         shares: blocks that share the gradients of one range of filters.
         blocks: that have scratch memory of their own, at most.
     """
 
     options: tuple[str, ...]
-    threads: int
     launches: tuple[Launch, ...]
     shares: int = 1
     blocks: int = 0
@@ -185,17 +184,19 @@ def block_cut(
     blocks = min(max(strips * ranges, 1), room)
     told = line.told(strip, filter_step)
     options = (
+        f"-DTHREADS={THREADS}",
         f"-DBLOCKS_AT_A_TIME={blocks_at_a_time(facts, direction)}",
+        f"-DTAPS_AT_A_TIME={taps_at_a_time(facts, direction)}",
         *tiles.options(),
     )
-    prepare = Launch(f"symconv_{direction}_prepare", blocks, told)
+    prepare = Launch(f"symconv_{direction}_prepare", blocks, THREADS, told)
     if not backward:
-        return Cut(options, THREADS, (prepare, Launch("symconv_forward", blocks, told)), blocks=blocks)
+        return Cut(options, (prepare, prepare._replace(function="symconv_forward")), blocks=blocks)
     apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
     colours = min(apart, max(line.lines * pieces, 1))
-    images = Launch("symconv_backward_images", blocks, told, colours=colours, gradients=("input", "field"))
+    images = Launch("symconv_backward_images", blocks, THREADS, told, colours=colours, gradients=("input", "field"))
     shares = min(max(-(-room // ranges), 1), max(strips, 1))
-    weights = Launch("symconv_backward_weights", shares * ranges, told, gradients=("weight", "bias", "param"))
+    weights = Launch("symconv_backward_weights", shares * ranges, THREADS, told, gradients=("weight", "bias", "param"))
     gather = weights._replace(function="symconv_backward_gather", blocks=blocks)
     by_colour = [images._replace(colour=colour) for colour in range(colours)]
-    return Cut(options, THREADS, (prepare, *by_colour, weights, gather), shares, max(blocks, shares * ranges))
+    return Cut(options, (prepare, *by_colour, weights, gather), shares, max(blocks, shares * ranges))

@@ -233,20 +233,20 @@ struct Shares {
     int64_t ranges(const Geometry& g) const { return ceil_div(g.filters, step); }
 };
 
-/// What the blocks and slices have found for one element of a weight or parameter.  Every thread adds up a part, in a
-/// fixed order; `total` adds up those of a warp.
-inline vec gathered(int64_t element, const Elements& elements, const BankSink& sink, int64_t slices, const Windows& windows,
-                    const Shares& of)
+/// What the blocks and slices have found for one element of a weight or parameter: terms from `first` on, each `step`th,
+/// in a fixed order.
+inline real gathered(int64_t element, const Elements& elements, const BankSink& sink, int64_t slices, const Windows& windows,
+                     const Shares& of, int first, int step)
 {
     const Geometry& g = windows.geometry;
     const int64_t each_filter = elements.by_filter ? 1 : g.groups * g.filters;
     const int64_t each_tap = elements.by_tap ? 1 : sink.count;
     const uint32_t terms = uint32_t(of.shares * slices);
     const int64_t place = element - elements.first;
-    vec sum = splat(0);
+    real sum = 0;
     if (place < 0 || place >= elements.size)
         return sum;
-    for (int64_t round = lane(); round < each_filter * each_tap * terms; round += WIDTH) {
+    for (int64_t round = first; round < each_filter * each_tap * terms; round += step) {
         const uint32_t i = uint32_t(round), term = i % terms, slice = term % uint32_t(slices), share = term / uint32_t(slices);
         const uint32_t at = i / terms, number = each_filter == 1 ? uint32_t(place) / uint32_t(elements.filter) : at / uint32_t(each_tap);
         const uint32_t group = number / uint32_t(g.filters), f = number % uint32_t(g.filters);
@@ -255,9 +255,26 @@ inline vec gathered(int64_t element, const Elements& elements, const BankSink& s
             continue;
         const int64_t block = (group * of.ranges(g) + f / uint32_t(of.step)) * of.shares + share;
         const char* sums = reinterpret_cast<const char*>(sink.sums) + block * of.distance;
-        sum += splat(reinterpret_cast<const real*>(sums)[(slice * sink.filters + f % uint32_t(of.step)) * sink.count + k]);
+        sum += reinterpret_cast<const real*>(sums)[(slice * sink.filters + f % uint32_t(of.step)) * sink.count + k];
     }
     return sum;
+}
+
+/// Put the sums of `count` elements in place: sum(element, first, step) gives those of its terms from `first` on, each
+/// `step`th.  Where each element has few terms it is the work of a thread, else of a warp.
+template <class Sum> inline void gather(const Tensor& to, int64_t count, bool few, Sum sum)
+{
+    real* data = static_cast<real*>(to.data);
+    const int64_t threads = gridDim.x * TEAM, thread = blockIdx.x * TEAM + RANK;
+    if (few)
+        for (int64_t element = thread; element < count; element += threads)
+            data[element] = sum(element, 0, 1);
+    else
+        for (int64_t element = thread / WIDTH; element < count; element += threads / WIDTH) {
+            const real value = total(splat(sum(element, lane(), WIDTH)));
+            if (lane() == 0)
+                data[element] = value;
+        }
 }
 
 }  // namespace symconv

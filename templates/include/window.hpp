@@ -267,6 +267,8 @@ struct Elements {
         });
     }
 
+    /// Whether only one filter and tap give to an element.
+    bool few() const { return by_filter && by_tap; }
     int64_t at(int64_t g, int64_t f, int64_t k) const { return first + g * group + f * filter + places[k]; }
 };
 
