@@ -197,20 +197,38 @@ def zoo_show(name: str) -> None:
 @main.command(cls=_FormulaCommand, epilog=_FORMULA)
 @click.argument("formulas", nargs=-1)
 @click.option("--zoo", "of_zoo", multiple=True, metavar="NAME", help="An operator of the zoo; may be repeated.")
-@click.option(
-    "--arch", "architectures", multiple=True, default=["sm_90"], show_default=True, help="As sm_80; repeat it."
-)
+@click.option("--arch", "architectures", multiple=True, default=["sm_90"], show_default=True, help="May be repeated.")
 @click.option("--dtype", "dtypes", multiple=True, default=["float32"], show_default=True, help="May be repeated.")
+@click.option("--input", "shape", default="32,64,56,56", show_default=True, help="N,C,H,W of the input; or N,C,L.")
+@click.option("--filters", type=click.IntRange(1), default=64, show_default=True, help="Output channels.")
+@click.option("--kernel-size", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--stride", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--padding", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--dilation", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--groups", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--ignore", is_flag=True, help="Taps outside the image leave the window, as with padding_mode='ignore'.")
 def precompile(
-    formulas: tuple[str, ...], of_zoo: tuple[str, ...], architectures: tuple[str, ...], dtypes: tuple[str, ...]
+    formulas: tuple[str, ...],
+    of_zoo: tuple[str, ...],
+    architectures: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    shape: str,
+    filters: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    ignore: bool,
 ) -> None:
     """Compile kernels for GPUs ahead of time, into the cache; no GPU is needed.
 
-    Forward and backward, for zero padding and for taps that are ignored outside the image.
+    Forward and backward of one layer; the layer of a kernel without weights pools each channel.
     """
     from . import zoo as operators
     from .backends import DTYPES
     from .backends.cuda import precompiled
+    from .geometry import Geometry
 
     named = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
     if unknown := [name for name in dtypes if name not in named]:
@@ -220,15 +238,36 @@ def precompile(
     kernels = [*map(_kernel, formulas), *(getattr(operators, name) for name in of_zoo)]
     if not kernels:
         raise click.UsageError("give formulas, or --zoo NAME")
+    x = [int(size) for size in shape.split(",") if size.strip().isdecimal()]
+    if not 3 <= len(x) <= 5 or len(x) != len(shape.split(",")):
+        raise click.UsageError(f"--input must be N,C and one to three sizes, like 32,64,56,56, not {shape!r}")
     console = Console(highlight=False, soft_wrap=True)
     table = Table(box=rich.box.SIMPLE_HEAD)
-    for column in ("kernel", "architecture", "dtype", "function", "registers", "stack", "spilled"):
-        table.add_column(column, justify="left" if column in ("kernel", "function") else "right")
+    for column in ("kernel", "for", "dtype", "function", "registers", "stack", "spilled"):
+        table.add_column(column, justify="left" if column in ("kernel", "function") else "right", no_wrap=True)
     for kernel in kernels:
+        pools = "weight" not in kernel.signature.roles
+        axes = [(value,) * (len(x) - 2) for value in (kernel_size, stride, dilation)]
+        geometry = Geometry(
+            axes[0],
+            x[1] if pools else filters,
+            axes[1],
+            ((padding, padding),) * (len(x) - 2),
+            axes[2],
+            x[1] if pools else groups,
+            ignore,
+        )
+        if not pools and (x[1] % groups or filters % groups):
+            raise click.UsageError(f"--groups {groups} must divide {x[1]} channels and {filters} filters")
+        if min(geometry.output_size(x[2:])) < 1:
+            raise click.UsageError(f"a window of {kernel_size} does not fit into an image of {x[2:]}")
         for architecture in architectures:
             for name in dtypes:
-                for function, each in precompiled(kernel, architecture, named[name]).items():
+                found = precompiled(kernel, architecture, named[name], x, geometry)
+                for function, each in found.items():
                     short = function.removeprefix("symconv_")
+                    if short.endswith(("_measure", "_prepare")):
+                        continue
                     table.add_row(kernel.title, architecture, name, short, *map(str, each))
     console.print(table)
 

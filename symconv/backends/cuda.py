@@ -34,6 +34,7 @@ from .native_schedule import Facts, facts_of, ranked
 log = logging.getLogger("symconv")
 
 SOURCE, FACTS = "kernel.cu", "facts.json"
+TAPS_AT_A_TIME = "-DTAPS_AT_A_TIME"
 #: Multiprocessors of GPUs of an architecture, where none is at hand to ask.
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 
@@ -120,9 +121,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
     return {SOURCE: source, FACTS: json.dumps(facts_of(kernel, schedule)._replace(flat=flat)._asdict())}
 
 
-def cut_of(
-    facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int
-) -> Cut:
+def cut_of(facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int) -> Cut:
     """How a pass is cut for some shapes, with all options of the compiler."""
     x = tensors[0]
     cut = flat_cut(facts, direction, tensors, geometry, processors)
@@ -165,9 +164,20 @@ def precompiled(
     for direction in ("forward", "backward"):
         cut = cut_of(files.facts, direction, tensors, geometry, PROCESSORS.get(architecture, 128))
         title = f"{kernel.title} (cuda, {architecture}, {direction}, {str(dtype).removeprefix('torch.')})"
-        _, log = cubin(files.source, static_headers(), cut.options, architecture, title)
+        _, log = unspilled(files.source, cut.options, architecture, title)
         found |= resources_of(log)
     return found
+
+
+def unspilled(source: str, options: Sequence[str], architecture: str, title: str) -> tuple[bytes, str]:
+    """Machine code and what ptxas says of it.  Where registers are spilled, fewer rounds of a loop are under way."""
+    taps = next(int(option.partition("=")[2]) for option in options if option.startswith(TAPS_AT_A_TIME))
+    others = [option for option in options if not option.startswith(TAPS_AT_A_TIME)]
+    while True:
+        code, log = cubin(source, static_headers(), [*others, f"{TAPS_AT_A_TIME}={taps}"], architecture, title)
+        if taps == 1 or not any(each.spilled for each in resources_of(log).values()):
+            return code, log
+        taps //= 2
 
 
 class CudaKernel(NativeKernel[CudaPlan]):
@@ -188,7 +198,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
     def built(self, device: torch.device, options: Sequence[str], description: str) -> Module:
         """The module for a device."""
         major, minor = torch.cuda.get_device_capability(device)
-        code, _ = cubin(self.source, static_headers(), options, f"sm_{major}{minor}", description)
+        code, _ = unspilled(self.source, options, f"sm_{major}{minor}", description)
         return LoadedModule(code, self.title)
 
     def on(self, device: torch.device) -> AbstractContextManager[Any]:

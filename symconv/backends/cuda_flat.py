@@ -2,7 +2,7 @@
 
 A flat pass sweeps once over all channels and taps of x, and reads everything where the tap is.  So it can be computed
 like a product of matrices: results in registers, planes and values of windows in shared memory, see `stages.hpp`.
-Weights and x of a tap, values of a window and constants are then variables, which the printed functions are called with.
+Weights and x of a tap, values of a window and constants are then variables, which printed functions are called with.
 """
 
 from __future__ import annotations
@@ -186,7 +186,9 @@ class Forward:
         if isinstance(symbol, Operand) and symbol.operand.role == "field" and "t" not in symbol.operand.axes:
             tensor = f"tensors[{given.tensors.index(symbol.operand.name)}]"
             channel = "o" if "o" in symbol.operand.axes else "0"
-            return f"splat(real(static_cast<const storage*>({tensor}.data)[element({tensor}, {channel}, 0, strip, at)]))"
+            return (
+                f"splat(real(static_cast<const storage*>({tensor}.data)[element({tensor}, {channel}, 0, strip, at)]))"
+            )
         if isinstance(symbol, Operand) and symbol.operand.role == "index" and symbol.name == "o":
             return "splat(real(o))"
         found = reader.variable(symbol, WINDOW, "", "", "")
@@ -323,4 +325,3 @@ def facts_of_flat(forward: dict[str, Any] | None, backward: dict[str, Any] | Non
         banks = max(map(per_tap, backward["banks"]), default=0)
         found[1] = [images, len(backward["slots"]), *of_pixels, sinks, banks, counts]
     return found
-

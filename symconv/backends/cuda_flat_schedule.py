@@ -16,8 +16,8 @@ from ..geometry import Geometry
 from .cuda_schedule import WARP, Cut, Launch
 from .native_schedule import Facts, Line, NativeGeometry, line_of, power_below
 
-#: Threads of a block, so many of which run at a time on a multiprocessor, and its warps.  Gradients of weights want more
-#: registers for each thread.
+#: Threads of a block, and how many blocks run at a time on a multiprocessor.  Gradients of weights want more registers
+#: for each thread.
 THREADS, BLOCKS = 256, 2
 WEIGHT_THREADS, WEIGHT_BLOCKS = 128, 3
 WARPS, WEIGHT_WARPS = THREADS // WARP, WEIGHT_THREADS // WARP

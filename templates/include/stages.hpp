@@ -107,7 +107,7 @@ SYMCONV_INLINE void near_is_there()
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
-    meet();
+    meet();  // and the others have waited for theirs
 }
 
 /// Whole numbers below 2**32 divided by a number that stays the same; the quotient of small ones is found in float32.
