@@ -45,6 +45,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
         if name in ("cpp", "cuda-emu", GPU) and item.path.name.startswith(MANY_KERNELS):
             item.add_marker(pytest.mark.slow)
+            if name == "cuda-emu":
+                item.add_marker(pytest.mark.emulation)
 
 
 @pytest.fixture(params=BACKENDS)
