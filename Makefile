@@ -39,8 +39,8 @@ bench: .venv/installed
 gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'this PyTorch sees no GPU'"
 	$(PYTHON) -m pip install --quiet --editable ".[bench,cuda,dev]"
-	$(PYTHON) -m pytest -q -m gpu tests
-	$(PYTHON) benchmarks/bench.py --device cuda --minutes 4 --json benchmarks/gpu.json --plot benchmarks/gpu.png $(BENCH)
+	$(PYTHON) -m pytest -q -n 4 -m "gpu and not slow" tests
+	$(PYTHON) benchmarks/bench.py --device cuda --minutes 4 --seconds 0.1 --no-compile --json benchmarks/gpu.json --plot benchmarks/gpu.png $(BENCH)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'symconv needs Python 3.11 or newer: make PYTHON=python3.11 ...')"

@@ -43,6 +43,8 @@ def planned(chosen: list[Case], named: list[str] | None, options: argparse.Names
             if named is not None and not any(peer == name or peer.startswith(f"{name} ") for name in named):
                 continue
             slow = peer.endswith(" compiled")
+            if slow and options.no_compile:
+                continue
             if named is None and slow and (options.quick or not (first or options.shapes)):
                 continue
             cells += [(each.shape.name, peer, direction) for direction in DIRECTIONS]
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="for the whole run, about (25, quick 6)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu", help="cpu, or cuda; there without Numba and JAX")
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which takes a minute each")
     parser.add_argument("--json", type=Path, help="write all facts there")
     parser.add_argument("--plot", type=Path, help="draw the picture there")
     options = parser.parse_args()

@@ -14,9 +14,11 @@ import functools
 import json
 import math
 import os
+import struct
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import rich.box
@@ -26,6 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 import symconv as sc
+from symconv.build.driver import LoadedModule
+from symconv.build.nvrtc import cubin
 from symconv.lower import Schedule, Sweep, lower
 
 Peaks = dict[str, float]
@@ -60,21 +64,34 @@ def peaks(threads: int) -> Peaks:
 
 @functools.cache
 def peaks_of_gpu() -> Peaks:
-    """The same of the current GPU: float32 operations by its cores and clock, bytes by a copy that is timed."""
-    found = torch.cuda.get_device_properties(0)
-    cores = 64 if (found.major, found.minor) == (8, 0) else 128  # of a multiprocessor, for float32
-    rate = float(found.multi_processor_count * cores * found.clock_rate * 1000)
+    """The same of the current GPU, in float32."""
+    major, minor = torch.cuda.get_device_capability()
+    text = Path(__file__).with_name("floor.cu").read_text(encoding="utf-8")
+    module = LoadedModule(cubin(text, {}, [], f"sm_{major}{minor}", "what this GPU can do")[0], "floor")
+    sink = torch.zeros(1, device="cuda")
+    blocks, threads, rounds = 8 * torch.cuda.get_device_properties(0).multi_processor_count, 256, 1000
+    call = struct.pack("Pfi", sink.data_ptr(), 1.0, rounds)
+    found = {}
+    for name in ("add", "fma", "div"):
+        run = functools.partial(module.launch, f"rate_{name}", blocks, threads, 0, call)
+        found[name] = blocks * threads * rounds * 64 / seconds_on_gpu(run)
     source = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    target.copy_(source)
-    start.record()
-    for _ in range(10):
-        target.copy_(source)
-    end.record()
-    torch.cuda.synchronize()
-    memory = 10 * 2 * source.nbytes / (start.elapsed_time(end) / 1000)
-    return {"add": rate, "fma": rate, "div": rate / 8, "l2": memory, "memory": memory}
+    memory = 2 * source.nbytes / seconds_on_gpu(lambda: target.copy_(source))
+    return {**found, "l2": memory, "memory": memory}
+
+
+def seconds_on_gpu(run: Callable[[], object]) -> float:
+    """The time that a GPU takes, the shortest of five."""
+    times = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return min(times)
 
 
 @functools.cache

@@ -36,6 +36,16 @@ class Formula:
     weight: tuple[float, float] = (0.0, 1.0)
     tolerance: float = 1e-4
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Where it is timed by default: on a GPU on layers with more images."""
+        if device().type == "cpu":
+            return self.shapes
+        if self.window is not None:
+            return ("maps_large",)
+        more = ("stage1", "stage3_large") if "stage3" in self.shapes else ()
+        return ("stage1_large", *more, "depthwise_large")
+
 
 _EVERY = ("stage1", "stage3", "stem", "depthwise", "audio", "volume", "tiny")
 _POOLS = ("maps", "image")
@@ -131,6 +141,6 @@ def cases(formulas: list[str], shapes: list[str] | None) -> Iterator[Case]:
     """Each formula on its own layers, or on those of `shapes` that it fits."""
     for name in formulas:
         pools = FORMULAS[name].window is not None
-        for shape in FORMULAS[name].shapes if shapes is None else shapes:
+        for shape in FORMULAS[name].layers if shapes is None else shapes:
             if SHAPES[shape].pools == pools:
                 yield case(name, shape)

@@ -120,6 +120,7 @@ def cell(
 def main() -> None:
     task = json.loads(sys.stdin.read())
     torch.set_num_threads(task["threads"])
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU everyone computes in float32
     warnings.simplefilter("ignore")  # zeros at the rim of a maximum, compilers that cannot have it all
     # Whatever libraries print must not come between the lines of the answer.
     answer = os.fdopen(os.dup(1), "w", buffering=1)

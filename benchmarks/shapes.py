@@ -75,8 +75,11 @@ LAYERS = (
     Shape("audio", (1, 1, 16000), 32, (25,), padding=12),
     Shape("volume", (1, 8, 32, 32, 32), 8, (3, 3, 3), padding=1),
     Shape("tiny", (1, 1, 8, 8), 1, (3, 3), padding=1),
+    Shape("stage1_large", (32, 64, 56, 56), 64, (3, 3), padding=1),
+    Shape("stage3_large", (32, 256, 14, 14), 256, (3, 3), padding=1),
+    Shape("depthwise_large", (32, 64, 56, 56), 64, (3, 3), padding=1, groups=64),
 )
 #: Layers without; nothing is padded, so that every way sees the same whole windows.
-POOLS = (Shape("maps", (4, 64, 56, 56)), Shape("image", (1, 3, 1024, 1024)))
+POOLS = (Shape("maps", (4, 64, 56, 56)), Shape("image", (1, 3, 1024, 1024)), Shape("maps_large", (32, 64, 56, 56)))
 
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in (*LAYERS, *POOLS)}
