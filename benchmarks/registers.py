@@ -2,7 +2,7 @@
 
     python benchmarks/registers.py [--arch sm_90 ...] [--json FILE]
 
-float32, zero padding; a row for each function that does the work.  Compiled code comes from the cache if it is there.
+float32, a 3x3 layer of 64 filters; a row for each function that does the work.  What is in the cache is not compiled.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from rich.table import Table
 
 from symconv import zoo
 from symconv.backends import backends
-from symconv.backends.cuda import options_of
-from symconv.backends.cuda_schedule import THREADS, tiles_of
-from symconv.build.nvrtc import cubin, nvrtc_version, resources_of
-from symconv.render import static_headers
+from symconv.backends.cuda import PROCESSORS, cut_of, unspilled
+from symconv.build.nvrtc import nvrtc_version, resources_of
+from symconv.geometry import Geometry
 
-WORK = ("forward", "backward_images", "backward_weights", "backward_gather")
+WORK = ("forward", "backward_pixels", "backward_images", "backward_weights", "backward_gather")
+#: The layer: an input, and 64 filters 3x3; or for a kernel without weights a window for each channel.
+INPUT = (32, 64, 56, 56)
 
 
 def main() -> None:
@@ -34,19 +35,22 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for name in track(list(zoo.OPERATORS), "compiling", transient=True):
-        compiled = backends()["cuda"].compile(getattr(zoo, name))
-        tiles = tiles_of(compiled.facts)
+        kernel = getattr(zoo, name)
+        compiled = backends()["cuda"].compile(kernel)
+        groups = 1 if "weight" in kernel.signature.roles else 64
+        geometry = Geometry((3, 3), 64, (1, 1), ((1, 1), (1, 1)), (1, 1), groups, False)
+        tensors = [torch.empty(INPUT, device="meta") for role in compiled.facts.roles if role == "input"]
         for architecture in options.arch:
             for direction in ("forward", "backward"):
-                given = options_of(compiled.facts, THREADS, direction, torch.float32, False)
-                code, log = cubin(compiled.source, static_headers(), given, architecture, name)
+                cut = cut_of(compiled.facts, direction, tensors, geometry, PROCESSORS.get(architecture, 128))
+                code, log = unspilled(compiled.source, cut.options, architecture, name)
                 for function, found in resources_of(log).items():
                     short = function.removeprefix("symconv_")
                     if short in WORK:
                         row = {"kernel": name, "architecture": architecture, "function": short, **found._asdict()}
-                        rows.append(row | {"code_bytes": len(code), "tile": [tiles.filters, tiles.vectors]})
+                        rows.append(row | {"code_bytes": len(code), "flat": "-DFLAT" in cut.options})
     if options.json:
-        record = {"nvrtc": nvrtc_version(), "threads": THREADS, "functions": rows}
+        record = {"nvrtc": nvrtc_version(), "functions": rows}
         options.json.write_text(json.dumps(record, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
     table = Table("function", "architecture", box=rich.box.SIMPLE_HEAD, title="over all operators")
     for column in ("most registers", "median", "spill something", "of", "largest code, KiB"):
@@ -54,6 +58,8 @@ def main() -> None:
     for function in WORK:
         for architecture in options.arch:
             found = [row for row in rows if (row["function"], row["architecture"]) == (function, architecture)]
+            if not found:
+                continue
             registers = sorted(row["registers"] for row in found)
             spilled, largest = sum(row["spilled"] > 0 for row in found), max(row["code_bytes"] for row in found)
             counts = registers[-1], registers[len(registers) // 2], spilled, len(found), largest // 1024

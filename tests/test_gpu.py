@@ -153,4 +153,4 @@ def test_what_a_launch_cannot_do_is_an_error() -> None:
     from symconv.errors import BackendError
 
     with pytest.raises(BackendError, match="'adder': CUDA_ERROR_INVALID_IMAGE"):
-        LoadedModule(b"not a cubin", "adder").launch("symconv_forward", 1, 32, b"")
+        LoadedModule(b"not a cubin", "adder").launch("symconv_forward", 1, 32, 0, b"")
