@@ -49,6 +49,21 @@ def test_errors_are_messages_not_tracebacks() -> None:
     assert "Traceback" not in text
 
 
+def test_precompile_says_what_a_layer_takes_of_a_gpu() -> None:
+    layer = ("--input", "2,8,20,20", "--filters", "8")
+    text = run("precompile", "sum(w*x)", *layer)
+    for name in ("sm_90", "forward", "backward_pixels", "backward_weights", "registers"):
+        assert name in text
+    assert "backward_images" in run("precompile", "sum(w*x)", "--input", "2,8,9,9,9", "--filters", "8")
+    for options, said in (
+        (("--input", "2,8"), "N,C and one to three sizes"),
+        (("--input", "2,8,20,20", "--groups", "3"), "must divide 8 channels"),
+        (("--input", "2,8,1,1", "--padding", "0"), "does not fit"),
+        (("--dtype", "int8"), "no dtype 'int8'"),
+    ):
+        assert said in run("precompile", "sum(w*x)", *options, code=2)
+
+
 def test_check() -> None:
     text = run("check", "max(x + w)")
     assert "all agree" in text
