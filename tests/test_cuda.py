@@ -254,6 +254,26 @@ def results(text: str, order: int, monkeypatch: pytest.MonkeyPatch) -> list[torc
     return [y.detach(), x.grad, *(each.grad for each in layer.parameters())]
 
 
+@pytest.mark.parametrize("text", ["sum(w*floor(x))", "sum(x*floor(w))", "max(floor(x))"])
+def test_what_has_no_gradient_is_no_launch(text: str) -> None:
+    x, w = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((2, 3, 7, 9), (4, 3, 3, 3)))
+    weights, options = ([w], {}) if "w" in text else ([], {"kernel_size": (3, 3), "out_channels": 4})
+    found = []
+    for backend in ("cuda-emu", "torch"):
+        y = sc.conv2d(text, x, *weights, backend=backend, **options)  # type: ignore[arg-type]
+        found.append([y, *torch.autograd.grad(y.sum(), [x, *weights])])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("text", ["sum(w*x)", "median(x)"])
+def test_an_image_of_too_many_windows_is_refused(text: str, direction: str) -> None:
+    x = torch.empty(1, 1, 5_000_000_000, device="meta")
+    with pytest.raises(BackendError, match="windows of one image are 4999999999"):
+        cut_of(facts(text), direction, [x], geometry((2,), 1), 132)
+
+
 def broken(old: str, new: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Break a static header."""
     headers = dict(static_headers())

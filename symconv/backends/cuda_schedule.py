@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..errors import BackendError
 from ..geometry import Geometry
 from .native_schedule import Facts, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
 
@@ -153,16 +152,10 @@ def _filter_step(filters: int, tile: int, most: int, units: int, room: int) -> i
 def block_cut(
     facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int
 ) -> Cut:
-    """How a pass is cut on a GPU of so many multiprocessors: a block has a strip and some filters at a time.
-
-    Raises:
-        BackendError: if an image is too large.
-    """
+    """How a pass is cut on a GPU of so many multiprocessors: a block has a strip and some filters at a time."""
     x, tiles = tensors[0], tiles_of(facts)
     backward = direction == "backward"
     line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
-    if line.length >= 2**32:
-        raise BackendError(f"the windows of one image are {line.length}; CUDA kernels count fewer than 2**32")
     filters = geometry.out_channels // geometry.groups
     real = 8 if x.dtype == torch.float64 else 4
     per_place = real * line.planes * sum(channels) * (2 if backward else 1)

@@ -15,7 +15,7 @@ struct Position {
 
     Position(const Strip& strip, const Windows& windows, int64_t place)
     {
-        // A line is shorter than 2**32, and whole numbers of 32 bits divide much faster.
+        // A line is shorter than 2**31, and whole numbers of 32 bits divide much faster.
         const uint32_t at = uint32_t(strip.begin + place), pitch = uint32_t(windows.pitch);
         y = at / pitch;
         x = at % pitch;

@@ -22,7 +22,9 @@ extern "C" __attribute__((visibility("default"))) const char* symconv_emulate(
     KERNEL(symconv_backward_measure)
     KERNEL(symconv_backward_prepare)
 #ifdef FLAT
+#ifdef PIXEL_CHANNELS  // x has a gradient
     KERNEL(symconv_backward_pixels)
+#endif
 #else
     KERNEL(symconv_backward_images)
 #endif
