@@ -29,12 +29,14 @@ from .cuda_flat_schedule import flat_cut
 from .cuda_schedule import CudaPlan, Cut, Launch, block_cut
 from .generated import GeneratingBackend
 from .native import STORAGE, NativeKernel
-from .native_schedule import Facts, facts_of, ranked
+from .native_schedule import Facts, facts_of, line_of, ranked
 
 log = logging.getLogger("symconv")
 
 SOURCE, FACTS = "kernel.cu", "facts.json"
 TAPS_AT_A_TIME = "-DTAPS_AT_A_TIME"
+#: Places in a line of windows are whole numbers of 32 bits.
+MOST_WINDOWS = 2**31
 #: Multiprocessors of GPUs of an architecture, where none is at hand to ask.
 PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 
@@ -122,8 +124,14 @@ def generate(kernel: Kernel) -> dict[str, str]:
 
 
 def cut_of(facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int) -> Cut:
-    """How a pass is cut for some shapes, with all options of the compiler."""
+    """How a pass is cut for some shapes, with all options of the compiler.
+
+    Raises:
+        BackendError: if an image is too large.
+    """
     x = tensors[0]
+    if (length := line_of(x, geometry).length) >= MOST_WINDOWS:
+        raise BackendError(f"the windows of one image are {length}; CUDA kernels count fewer than 2**31")
     cut = flat_cut(facts, direction, tensors, geometry, processors)
     cut = cut or block_cut(facts, direction, tensors, geometry, processors)
     count = ranked(facts, x, geometry)
