@@ -1,7 +1,7 @@
 # make demo   train three formulas on handwritten digits and draw the picture
 # make test   the test suite, without the slow sweeps
 # make bench  time every kernel of the benchmark against its peers (25 minutes; BENCH=--quick for 3)
-# make gpu    on a machine with a GPU and a CUDA build of PyTorch: the suite on it, then the benchmark (8 minutes)
+# make gpu    on a machine with a GPU and a CUDA build of PyTorch: the suite on it, then the benchmark
 # All make .venv first, with the versions of constraints.txt.
 
 PYTHON ?= python3

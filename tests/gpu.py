@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from symconv.backends import backends
-from symconv.backends.cuda import FACTS, SOURCE, CudaBackend, CudaKernel
-from symconv.backends.native_schedule import Facts
+from symconv.backends.cuda import CudaBackend, CudaKernel
 from symconv.geometry import Geometry
 from symconv.kernel import Kernel
 
@@ -59,9 +57,7 @@ class CopyingBackend(CudaBackend):
     what = "copies of tensors of the CPU"
 
     def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> CopyingKernel:  # type: ignore[override]
-        return CopyingKernel(
-            CudaKernel(kernel.text, kernel.title, files[SOURCE], Facts(**json.loads(files[FACTS]))), "cuda"
-        )
+        return CopyingKernel(super().loaded(kernel, files), "cuda")
 
 
 def install() -> None:

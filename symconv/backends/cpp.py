@@ -14,7 +14,7 @@ import os
 import shlex
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,48 +27,15 @@ from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import template_directory, templates
-from . import DTYPES
 from .cpp_schedule import CppPlan, plan_of, tiles_of
-from .generated import GeneratingBackend
-from .native import STORAGE, NativeKernel
+from .native import FACTS, STORAGE, NativeBackend, NativeKernel
 from .native_schedule import Facts, facts_of, ranked
 
 log = logging.getLogger("symconv")
 
-SOURCE, FACTS, LIBRARY = "kernel.cpp", "facts.json", "kernel.so"
+SOURCE, LIBRARY = "kernel.cpp", "kernel.so"
 #: The process whose threads the OpenMP pool belongs to: a child of fork has none of them and would wait for ever.
 _PARENT = os.getpid()
-
-
-class CppBackend(GeneratingBackend["CppKernel"]):
-    """Renders kernels as C++, builds and runs them on the CPU."""
-
-    name = "cpp"
-    files = (SOURCE, FACTS)
-
-    def unavailable(self) -> str | None:
-        return _unavailable()
-
-    def can_run(self, device: torch.device, dtype: torch.dtype, raise_error: bool = False) -> bool:
-        reason = None
-        if device.type != "cpu":
-            reason = f"backend 'cpp' computes on the CPU, not on {device}"
-        elif dtype not in DTYPES:
-            reason = f"backend 'cpp' computes in {', '.join(map(str, DTYPES))}, not in {dtype}"
-        else:
-            reason = _unavailable()
-        if reason and raise_error:
-            raise BackendError(reason)
-        return reason is None
-
-    def source(self, kernel: Kernel) -> str:
-        return self.compile(kernel).source
-
-    def generate(self, kernel: Kernel) -> dict[str, str]:
-        return generate(kernel)
-
-    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> CppKernel:
-        return CppKernel(kernel.text, kernel.title, files[SOURCE], Facts(**json.loads(files[FACTS])))
 
 
 @functools.cache
@@ -160,3 +127,17 @@ class CppKernel(NativeKernel[CppPlan]):
         function.restype = ctypes.c_int64
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         return function
+
+
+class CppBackend(NativeBackend[CppKernel]):
+    """Renders kernels as C++, builds and runs them on the CPU."""
+
+    name, files = "cpp", (SOURCE, FACTS)
+    device, what = "cpu", "the CPU"
+    kernel_type = CppKernel
+
+    def unavailable(self) -> str | None:
+        return _unavailable()
+
+    def generate(self, kernel: Kernel) -> dict[str, str]:
+        return generate(kernel)

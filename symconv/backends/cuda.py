@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -24,16 +24,14 @@ from ..errors import BackendError
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import static_headers
-from . import DTYPES
 from .cuda_flat_schedule import flat_cut
 from .cuda_schedule import CudaPlan, Cut, Launch, block_cut
-from .generated import GeneratingBackend
-from .native import STORAGE, NativeKernel
+from .native import FACTS, STORAGE, NativeBackend, NativeKernel
 from .native_schedule import Facts, facts_of, line_of, ranked
 
 log = logging.getLogger("symconv")
 
-SOURCE, FACTS = "kernel.cu", "facts.json"
+SOURCE = "kernel.cu"
 TAPS_AT_A_TIME = "-DTAPS_AT_A_TIME"
 #: Places in a line of windows are whole numbers of 32 bits.
 MOST_WINDOWS = 2**31
@@ -47,57 +45,6 @@ class Module(Protocol):
     def launch(self, function: str, blocks: int, threads: int, near: int, call: bytes) -> None:
         """Run a function in `blocks` blocks of `threads` threads, with `near` bytes of shared memory for each block;
         `call` is its argument."""
-
-
-class CudaBackend(GeneratingBackend["CudaKernel"]):
-    """Renders kernels as CUDA C++ and runs them on NVIDIA's GPUs."""
-
-    name = "cuda"
-    files = (SOURCE, FACTS)
-    device = "cuda"
-    what = "a CUDA device"
-
-    def unavailable(self) -> str | None:
-        return _unavailable()
-
-    def can_run(self, device: torch.device, dtype: torch.dtype, raise_error: bool = False) -> bool:
-        reason = None
-        if device.type != self.device:
-            reason = f"backend {self.name!r} computes on {self.what}, not on {device}"
-        elif dtype not in DTYPES:
-            reason = f"backend {self.name!r} computes in {', '.join(map(str, DTYPES))}, not in {dtype}"
-        else:
-            reason = self.unavailable()
-        if reason and raise_error:
-            raise BackendError(reason)
-        return reason is None
-
-    def source(self, kernel: Kernel) -> str:
-        return self.compile(kernel).source
-
-    def generate(self, kernel: Kernel) -> dict[str, str]:
-        return generate(kernel)
-
-    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> CudaKernel:
-        return CudaKernel(kernel.text, kernel.title, files[SOURCE], Facts(**json.loads(files[FACTS])))
-
-
-class EmulationBackend(CudaBackend):
-    """The same kernels on the CPU, thread by thread: to try and to test CUDA code without a GPU.  It is slow."""
-
-    name = "cuda-emu"
-    device = "cpu"
-    what = "the CPU"
-
-    def unavailable(self) -> str | None:
-        try:
-            find_toolchain()
-        except BackendError as error:
-            return str(error)
-        return None
-
-    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> EmulatedKernel:
-        return EmulatedKernel(kernel.text, kernel.title, files[SOURCE], Facts(**json.loads(files[FACTS])))
 
 
 @functools.cache
@@ -276,3 +223,32 @@ class EmulatedKernel(CudaKernel):
         found = super().empty(shape, dtype, device)
         found.view(torch.uint8).fill_(0xFF) if found.numel() else None
         return found
+
+
+class CudaBackend(NativeBackend[CudaKernel]):
+    """Renders kernels as CUDA C++ and runs them on NVIDIA's GPUs."""
+
+    name, files = "cuda", (SOURCE, FACTS)
+    device, what = "cuda", "a CUDA device"
+    kernel_type = CudaKernel
+
+    def unavailable(self) -> str | None:
+        return _unavailable()
+
+    def generate(self, kernel: Kernel) -> dict[str, str]:
+        return generate(kernel)
+
+
+class EmulationBackend(CudaBackend):
+    """The same kernels on the CPU, thread by thread: to try and to test CUDA code without a GPU.  It is slow."""
+
+    name = "cuda-emu"
+    device, what = "cpu", "the CPU"
+    kernel_type = EmulatedKernel
+
+    def unavailable(self) -> str | None:
+        try:
+            find_toolchain()
+        except BackendError as error:
+            return str(error)
+        return None

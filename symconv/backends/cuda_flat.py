@@ -76,10 +76,11 @@ class Reader:
         #: Whether one of them counts taps, which is the same for all windows if none leaves the image.
         self.counts = False
 
-    def variable(self, symbol: sp.Symbol, where: Domain, *indices: str) -> str:
-        """A symbol as it is read at a tap; `indices` are those of an image, a bank and a value of a window."""
+    def variable(
+        self, symbol: sp.Symbol, where: Domain, of_image: str = "", of_bank: str = "", of_value: str = ""
+    ) -> str:
+        """A symbol as it is read at a tap, with the indices of an image, of a bank or of a value of a window."""
         name = here(self.given.identifier(symbol))
-        of_image, of_bank, of_value = indices
         if symbol in self.given.schedule.counts:
             counted = self.given.schedule.counts[symbol]
             self.counts = True
@@ -157,7 +158,7 @@ class Forward:
 
     def context(self) -> dict[str, Any]:
         reader = Reader(self.given)
-        taps = [reader.variable(s, self.sweep.where, "[v]", "[i]", "") for s in self.sweep.taps.arguments]
+        taps = [reader.variable(s, self.sweep.where, "[v]", "[i]") for s in self.sweep.taps.arguments]
         if not reader.images:
             raise NotFlatError
         output = self.given.schedule.output
@@ -191,7 +192,7 @@ class Forward:
             )
         if isinstance(symbol, Operand) and symbol.operand.role == "index" and symbol.name == "o":
             return "splat(real(o))"
-        found = reader.variable(symbol, WINDOW, "", "", "")
+        found = reader.variable(symbol, WINDOW)
         if found in reader.banks:
             bank = reader.banks[found]
             return f"splat({bank['packed']}[{'group * padded + f + i' if bank['per_filter'] else '0'}])"
@@ -288,7 +289,7 @@ class Backward:
         reader = Reader(self.given)
         if set(self.slots(sweep.before.arguments)) - {here(self.given.identifier(s)) for s in self.kept}:
             raise NotFlatError
-        arguments = [reader.variable(s, WINDOW, "", "", "") for s in sweep.before.arguments]
+        arguments = [reader.variable(s, WINDOW) for s in sweep.before.arguments]
         if reader.images or reader.banks:
             raise NotFlatError
         values = printed["before"]["values"]

@@ -151,7 +151,8 @@ class _Shape:
         stage = -(-count // -(-count // stage)) if stage > 0 else 0  # of about the same size
         return stage, WINDOWS + (beside + buffers * (stage * each + once) + stage * tables) * self.real
 
-    def blocks_at_a_time(self, direction: str) -> int:
+    @property
+    def blocks_at_a_time(self) -> int:
         """Blocks of a multiprocessor: half the registers for each, or all."""
         return 1 if self.real == 8 else BLOCKS
 
@@ -171,14 +172,14 @@ class _Shape:
             "THREADS": THREADS,
             "WEIGHT_THREADS": WEIGHT_THREADS,
             "WEIGHT_BLOCKS": WEIGHT_BLOCKS,
-            "BLOCKS_AT_A_TIME": self.blocks_at_a_time(direction),
+            "BLOCKS_AT_A_TIME": self.blocks_at_a_time,
             "TAPS_AT_A_TIME": self.taps_at_a_time(direction),
             **tiles,
         }
         return ("-DFLAT", *[f"-D{name}={value}" for name, value in named.items()])
 
-    def launched(self, function: str, units: int, direction: str, told: NativeGeometry) -> Launch:
-        room = self.processors * self.blocks_at_a_time(direction)
+    def launched(self, function: str, units: int, told: NativeGeometry) -> Launch:
+        room = self.processors * self.blocks_at_a_time
         return Launch(function, max(min(units, room), 1), THREADS, told)
 
     def forward(self) -> Cut | None:
@@ -194,7 +195,7 @@ class _Shape:
             return None
         units = lines * -(-self.line.length // strip) * -(-self.filters // step)
         told = self.line.told(strip, step)
-        launch = self.launched("symconv_forward", units, "forward", told)._replace(near=near, stage=stage)
+        launch = self.launched("symconv_forward", units, told)._replace(near=near, stage=stage)
         prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, near=0)
         options = self.options("forward", FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
         return Cut(options, (prepare, launch))
@@ -239,7 +240,7 @@ class _Shape:
         if stage < 1:
             return None
         units = lines * -(-length // strip) * -(-self.channels // (tile.first * tile.rows))
-        launch = self.launched("symconv_backward_pixels", units, "backward", self.line.told(strip, 1))
+        launch = self.launched("symconv_backward_pixels", units, self.line.told(strip, 1))
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
 
     def _weights(self, room: int, images: int, slots: int) -> tuple[Tile, Launch, int, int] | None:

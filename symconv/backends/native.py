@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Generic, TypeVar
 
@@ -13,8 +14,9 @@ import torch
 
 from ..errors import BackendError, CacheError, CompilationError, SymconvWarning
 from ..geometry import Geometry
-from ..kernel import kernel_of
-from . import Compiled, backend
+from ..kernel import Kernel, kernel_of
+from . import DTYPES, Compiled, backend
+from .generated import GeneratingBackend
 from .native_schedule import Facts, Plan
 
 #: How tensors of a dtype are stored and computed with, as options of a compiler.
@@ -26,6 +28,9 @@ STORAGE = {
 }
 #: So many shapes a kernel remembers.
 MAX_PLANS = 1024
+
+#: The files of a kernel that every native backend keeps beside its source.
+FACTS = "facts.json"
 
 P = TypeVar("P", bound=Plan)
 
@@ -128,3 +133,39 @@ class NativeKernel(Generic[P]):
                     f"{error}\nThe torch backend computes {self.title!r} instead.", SymconvWarning, stacklevel=2
                 )
         return found
+
+
+N = TypeVar("N", bound=NativeKernel[Any])
+
+
+class NativeBackend(GeneratingBackend[N]):
+    """Renders kernels as native code, builds and runs them on one type of device."""
+
+    #: The type of the device, and what errors call it.
+    device: str
+    what: str
+    #: What its kernels are.
+    kernel_type: type[N]
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run on this machine, with the remedy; None if it can."""
+        raise NotImplementedError
+
+    def can_run(self, device: torch.device, dtype: torch.dtype, raise_error: bool = False) -> bool:
+        reason = None
+        if device.type != self.device:
+            reason = f"backend {self.name!r} computes on {self.what}, not on {device}"
+        elif dtype not in DTYPES:
+            reason = f"backend {self.name!r} computes in {', '.join(map(str, DTYPES))}, not in {dtype}"
+        else:
+            reason = self.unavailable()
+        if reason and raise_error:
+            raise BackendError(reason)
+        return reason is None
+
+    def source(self, kernel: Kernel) -> str:
+        return self.compile(kernel).source
+
+    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> N:
+        source, facts = (files[name] for name in self.files)
+        return self.kernel_type(kernel.text, kernel.title, source, Facts(**json.loads(facts)))

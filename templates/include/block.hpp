@@ -79,11 +79,17 @@ inline void add_planes(const real* planes, const Tensor& image, int64_t first, c
     });
 }
 
-/// Where a tensor of one value per window has the value of a window.
-inline int64_t element(const Tensor& tensor, int64_t channel, int64_t tap, const Strip& strip, const Position& at)
+/// The element of a tensor of one value per window.
+inline int64_t element_at(const Tensor& tensor, int64_t channel, int64_t n, int64_t line, int64_t y, int64_t x)
 {
     const int64_t* step = tensor.step;
-    return strip.n * step[0] + channel * step[1] + tap * step[2] + strip.z * step[3] + at.y * step[4] + at.x * step[5];
+    return n * step[0] + channel * step[1] + line * step[3] + y * step[4] + x * step[5];
+}
+
+/// Where a tensor of one value per window, or one for each tap of it, has the value of a window.
+inline int64_t element(const Tensor& tensor, int64_t channel, int64_t tap, const Strip& strip, const Position& at)
+{
+    return element_at(tensor, channel, strip.n, strip.z, at.y, at.x) + tap * tensor.step[2];
 }
 
 /// The values of a strip from a tensor of one value per window, 0 where there is no window.

@@ -216,13 +216,6 @@ inline void stage_inside(int to, const Windows& windows, const Strip& strip)
     }
 }
 
-/// The element of a tensor of one value per window.
-inline int64_t element_at(const Tensor& tensor, int64_t channel, int64_t n, int64_t line, int64_t y, int64_t x)
-{
-    const int64_t* step = tensor.step;
-    return n * step[0] + channel * step[1] + line * step[3] + y * step[4] + x * step[5];
-}
-
 /// The elements of a weight or parameter for tiles of C channels: [group, tile, tap, filter, C].
 template <bool PER_FILTER, bool PER_TAP, int C>
 inline real* pack_channels(const Tensor& tensor, const Elements& elements, const Windows& windows, Arena& arena)
