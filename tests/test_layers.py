@@ -173,6 +173,36 @@ def test_weights_get_nothing_from_taps_and_places_that_are_no_windows(backend: s
     torch.testing.assert_close(ours, expected)
 
 
+def test_pixels_get_nothing_from_places_that_are_no_windows(backend: str) -> None:
+    # At the last rows and columns no window lies under the first tap, whose infinite weight would give 0*inf.
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    direction = torch.randn(2, 4, 5, 7, dtype=torch.float64)
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad(sc.conv2d("sum(w*x)", x, w, backend=backend), x, direction)[0]
+
+    w[:, :, 0, 0] = 0
+    rim = gradient()
+    w[:, :, 0, 0] = torch.inf
+    found = gradient()
+    torch.testing.assert_close(found[..., 5:, :], rim[..., 5:, :])
+    torch.testing.assert_close(found[..., 7:], rim[..., 7:])
+    assert not found[..., :5, :7].isfinite().any()
+
+
+@pytest.mark.parametrize("width", [41, 47, 61, 97, 109])
+def test_rows_whose_length_has_no_exact_reciprocal(backend: str, width: int) -> None:
+    # 1/41 in float32, times 41, is below 1: who divides like that finds the first pixel of a row in the row before.
+    x = torch.randn(1, 2, 30, width, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(3, 2, 3, 1, dtype=torch.float64, requires_grad=True)
+    ours, theirs = sc.conv2d("sum(w*x)", x, w, backend=backend), torch.nn.functional.conv2d(x, w)
+    direction = torch.randn_like(ours)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours, [x, w], direction), torch.autograd.grad(theirs, [x, w], direction)):
+        torch.testing.assert_close(a, b)
+
+
 def test_a_second_input(backend: str) -> None:
     kernel = sc.Kernel("g: input\nsum(w*x*g)/(sum(w*g) + 1e-6)")
     layer = sc.Conv2d(kernel, 3, 2, 3, padding=1, groups=1, backend=backend, dtype=torch.float64)
