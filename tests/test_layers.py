@@ -191,6 +191,18 @@ def test_pixels_get_nothing_from_places_that_are_no_windows(backend: str) -> Non
     assert not found[..., :5, :7].isfinite().any()
 
 
+@pytest.mark.parametrize(("channels", "filters"), [(150, 5), (5, 150)])
+def test_more_channels_and_filters_than_are_read_at_a_time(backend: str, channels: int, filters: int) -> None:
+    x = torch.randn(2, channels, 9, 40, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(filters, channels, 3, 3, dtype=torch.float64, requires_grad=True)
+    ours = sc.conv2d("sum(w*x)", x, w, padding=1, backend=backend)
+    theirs = torch.nn.functional.conv2d(x, w, padding=1)
+    direction = torch.randn_like(ours)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours, [x, w], direction), torch.autograd.grad(theirs, [x, w], direction)):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("width", [41, 47, 61, 97, 109])
 def test_rows_whose_length_has_no_exact_reciprocal(backend: str, width: int) -> None:
     # 1/41 in float32, times 41, is below 1: who divides like that finds the first pixel of a row in the row before.
