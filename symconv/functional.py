@@ -7,7 +7,7 @@ import functools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import sympy as sp
 import torch
@@ -46,11 +46,24 @@ def _signature(kernel: KernelLike, bias: bool | None) -> Signature:
 
 
 def _conv(
+    rank: int, kernel: KernelLike, input: Tensor, weight: Tensor | None, bias: Tensor | None, options: dict[str, Any]
+) -> Tensor:
+    given = {"x": input}
+    if weight is not None:
+        given["w"] = weight
+    if bias is not None:
+        given["b"] = bias
+    said = spelled(given, options, "conv", rank, kernel)
+    if (ready := _READY.get(said)) is not None:
+        return convolve(ready.call, [given[name] for name in ready.names])
+    return _conv_first(said, rank, kernel, given, **options)
+
+
+def _conv_first(
+    said: Said,
     rank: int,
     kernel: KernelLike,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    given: dict[str, Any],
     *,
     stride: IntOrInts = 1,
     padding: str | IntOrInts = 0,
@@ -63,10 +76,10 @@ def _conv(
     out_channels: int | None = None,
     **operands: Any,
 ) -> Tensor:
-    signature = _signature(kernel, True if bias is not None else None)
-    given = {"x": input, "w": weight, "b": bias, **operands}
-    given = {name: value for name, value in given.items() if value is not None}
-    check_input("input", input, rank)
+    """A call of a function that was not made before."""
+    signature = _signature(kernel, True if "b" in given else None)
+    given |= {name: value for name, value in operands.items() if value is not None}
+    check_input("input", given["x"], rank)
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
         weight_given = given.get(name) if role == "weight" else None
         if isinstance(weight_given, Tensor) and weight_given.dim() == rank + 2 + bool(bank):
@@ -77,26 +90,28 @@ def _conv(
         check_names(signature, given)  # a mistyped operand is the likelier mistake
         missing = "kernel_size" if kernel_size is None else "out_channels"
         raise ArgumentTypeError(f"{missing} is needed: there is no weight of {rank + 2} dimensions to tell it")
-    return run(
-        signature,
-        rank,
-        given,
-        per_axis(tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1),
-        out_channels,
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode,
-        padding_value,
-        backend,
+    kernel_size = per_axis(
+        tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1
     )
+    geometry = kernel_size, out_channels, stride, padding, dilation, groups, padding_mode, padding_value
+    return run_first(said, signature, rank, given, *geometry, backend)
 
 
 def _pool(
+    rank: int, kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, args: tuple[Any, ...], options: dict[str, Any]
+) -> Tensor:
+    given = {"x": input}
+    said = spelled(given, options, "pool", rank, kernel, kernel_size, *args)
+    if (ready := _READY.get(said)) is not None:
+        return convolve(ready.call, [given[name] for name in ready.names])
+    return _pool_first(said, rank, kernel, given, kernel_size, *args, **options)
+
+
+def _pool_first(
+    said: Said,
     rank: int,
     kernel: KernelLike,
-    input: Tensor,
+    given: dict[str, Any],
     kernel_size: IntOrInts,
     stride: IntOrInts | None = None,
     padding: str | IntOrInts = 0,
@@ -107,59 +122,85 @@ def _pool(
     backend: str = "auto",
     **operands: Any,
 ) -> Tensor:
+    """A call of a function that was not made before."""
     signature = _signature(kernel, None)
     for role in ("weight", "bias"):
         for name in signature.names(role):
             raise ArgumentError(
                 f"the formula names {name}, and pool{rank}d has no {role}; use conv{rank}d with groups=in_channels"
             )
-    check_input("input", input, rank)
-    channels = input.shape[-rank - 1]
+    check_input("input", given["x"], rank)
+    channels = given["x"].shape[-rank - 1]
     kernel_size = per_axis(kernel_size, rank, "kernel_size", 1)
     stride = kernel_size if stride is None else stride
-    return run(
-        signature,
-        rank,
-        {"x": input, **operands},
-        kernel_size,
-        channels,
-        stride,
-        padding,
-        dilation,
-        channels,
-        padding_mode,
-        padding_value,
-        backend,
-    )
+    geometry = kernel_size, channels, stride, padding, dilation, channels, padding_mode, padding_value
+    return run_first(said, signature, rank, given | operands, *geometry, backend)
 
 
-#: Calls that were checked before, by everything that a check looks at: a training loop repeats itself.
-_READY: dict[tuple[Any, ...], Call] = {}
+# -- Calls that were made before: a training loop repeats itself ---------------------------------------------------
+
+
+class Ready(NamedTuple):
+    """A call that was checked, and the names of its tensors."""
+
+    call: Call
+    names: tuple[str, ...]
+
+
+#: What a caller said: all that a check looks at, which is everything but the values of tensors.
+Said: TypeAlias = tuple[Any, ...] | None
+_READY: dict[Said, Ready] = {}
 MAX_READY = 4096
 
 
-def run(
-    signature: Signature,
-    rank: int,
-    given: Mapping[str, Any],
-    *options: Any,
-) -> Tensor:
+def spelled(
+    given: dict[str, Any], options: Mapping[str, Any], kind: str, rank: int, kernel: KernelLike, *others: Any
+) -> Said:
+    """What the caller of a function said; None if it cannot be told.
+
+    By its spelling: True is equal to 1, and as a stride it is refused.  Tensors among the options go to `given`.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    rest = {}
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            given[name] = value
+        else:
+            rest[name] = value
+    if isinstance(kernel, Kernel):
+        kernel = kernel.text
+    elif not isinstance(kernel, (str, sp.Expr)):
+        return None
+    return described(given, kind, rank, kernel, repr(rest), repr(others))
+
+
+def described(given: Mapping[str, Any], *others: Any) -> Said:
+    """What is known of operands without their values, and what else a call depends on."""
+    said = [*others]
+    for name, value in given.items():
+        said += (name, value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (name, repr(value))
+    return tuple(said)
+
+
+def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
     """Check everything, pad, and call the operator; what was checked before goes straight to the operator.
 
     Args: see `checked`.
     """
-    key: tuple[Any, ...] = ()
-    if not torch.compiler.is_compiling():
-        # By their spelling: True is equal to 1, and as a stride it is refused.
-        shapes = [(n, v.shape, v.dtype, v.device) if isinstance(v, Tensor) else (n, repr(v)) for n, v in given.items()]
-        key = (signature.text, rank, repr(options), *shapes)
-        if (ready := _READY.get(key)) is not None:
-            return convolve(ready, [given[name] for name in signature.tensors])
+    said = None if torch.compiler.is_compiling() else described(given, signature.text, rank, *options)
+    if (ready := _READY.get(said)) is not None:
+        return convolve(ready.call, [given[name] for name in ready.names])
+    return run_first(said, signature, rank, given, *options)
+
+
+def run_first(said: Said, signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
+    """Check everything, pad, and call the operator; remember what was said if it can be called again."""
     call, tensors, batched, is_plain = checked(signature, rank, given, *options)
-    if key and is_plain:
+    if said is not None and is_plain:
         if len(_READY) >= MAX_READY:
             _READY.clear()
-        _READY[key] = call
+        _READY[said] = Ready(call, signature.tensors)
     output = convolve(call, tensors)
     return output if batched else output.squeeze(0)
 
@@ -417,21 +458,21 @@ def conv2d(
     >>> sc.conv2d("-sum(abs(x - w))", torch.ones(1, 2, 4, 4), torch.zeros(3, 2, 3, 3)).flatten()[0]
     tensor(-18.)
     """
-    return _conv(2, kernel, input, weight, bias, **options)
+    return _conv(2, kernel, input, weight, bias, options)
 
 
 def conv1d(
     kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
 ) -> Tensor:
     """A kernel over sequences `[N, in_channels, L]`, as `torch.nn.functional.conv1d`; see `conv2d`."""
-    return _conv(1, kernel, input, weight, bias, **options)
+    return _conv(1, kernel, input, weight, bias, options)
 
 
 def conv3d(
     kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
 ) -> Tensor:
     """A kernel over volumes `[N, in_channels, D, H, W]`, as `torch.nn.functional.conv3d`; see `conv2d`."""
-    return _conv(3, kernel, input, weight, bias, **options)
+    return _conv(3, kernel, input, weight, bias, options)
 
 
 def pool2d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any, **options: Any) -> Tensor:
@@ -453,14 +494,14 @@ def pool2d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any
     tensor([[[[ 5.,  7.],
               [13., 15.]]]])
     """
-    return _pool(2, kernel, input, kernel_size, *args, **options)
+    return _pool(2, kernel, input, kernel_size, args, options)
 
 
 def pool1d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any, **options: Any) -> Tensor:
     """A kernel without a weight over each channel of `[N, C, L]`, as `max_pool1d`; see `pool2d`."""
-    return _pool(1, kernel, input, kernel_size, *args, **options)
+    return _pool(1, kernel, input, kernel_size, args, options)
 
 
 def pool3d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any, **options: Any) -> Tensor:
     """A kernel without a weight over each channel of `[N, C, D, H, W]`, as `max_pool3d`; see `pool2d`."""
-    return _pool(3, kernel, input, kernel_size, *args, **options)
+    return _pool(3, kernel, input, kernel_size, args, options)

@@ -8,8 +8,11 @@ opaque `torch.library` operators whose arguments name the kernel by its formula.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +35,8 @@ def version() -> str:
 version._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True)
+class Call:
     """One use of a kernel, without its tensors."""
 
     formula: str
@@ -40,13 +44,13 @@ class Call(NamedTuple):
     geometry: Geometry
     numbers: tuple[float, ...]
 
-    @property
+    @functools.cached_property
     def kernel(self) -> Kernel:
         return kernel_of(self.formula)
 
-    @property
+    @functools.cached_property
     def compiled(self) -> Compiled:
-        return backend(self.backend).compile(kernel_of(self.formula))
+        return backend(self.backend).compile(self.kernel)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,12 +75,13 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 def _is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether nobody will ask for a derivative, of whatever kind, so that autograd need not be told."""
-    return (
-        not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and torch.autograd.forward_ad._current_level < 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
-    )
+    if torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    learning = torch.is_grad_enabled()
+    for tensor in tensors:
+        if (learning and tensor.requires_grad) or type(tensor) not in (Tensor, torch.nn.Parameter):
+            return False
+    return True
 
 
 class Convolve(torch.autograd.Function):
@@ -124,8 +129,8 @@ class ConvolveBackward(torch.autograd.Function):
         tangent, dots = ctx.call.kernel.tangent(tuple(moving))
         values = dict(zip(names, tensors)) | dict(zip(dots, moving.values()))
         numbers = dict(zip(ctx.call.kernel.signature.numbers, ctx.call.numbers))
-        call = ctx.call._replace(
-            formula=tangent.text, numbers=tuple(numbers[name] for name in tangent.signature.numbers)
+        call = dataclasses.replace(
+            ctx.call, formula=tangent.text, numbers=tuple(numbers[name] for name in tangent.signature.numbers)
         )
         operands = [values[name] for name in call.names]
         # <gradients, directions> is the tangent contracted with grad_output: its gradients are the tangent's own.

@@ -13,6 +13,7 @@ import logging
 import os
 import shlex
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,10 @@ from .native_schedule import Facts, facts_of, ranked
 log = logging.getLogger("symconv")
 
 SOURCE, LIBRARY = "kernel.cpp", "kernel.so"
-#: The process whose threads the OpenMP pool belongs to: a child of fork has none of them and would wait for ever.
-_PARENT = os.getpid()
+#: A child of fork has none of the threads of the OpenMP pool and would wait for them for ever.
+_FORKED = threading.Event()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_FORKED.set)
 
 
 @functools.cache
@@ -70,7 +73,7 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def surroundings(self, device: torch.device) -> int:
         """How many threads may share the work."""
-        return torch.get_num_threads() if os.getpid() == _PARENT else 1
+        return 1 if _FORKED.is_set() else torch.get_num_threads()
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CppPlan:
         vector_bytes, x = find_toolchain().vector_bytes, tensors[0]
@@ -82,8 +85,9 @@ class CppKernel(NativeKernel[CppPlan]):
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         arguments, held = plan.arguments(tensors, self.lying)
         values = (ctypes.c_double * max(len(numbers), 1))(*numbers)
-        scratch = torch.empty(plan.scratch_bytes(arguments), dtype=torch.uint8)
+        scratch = plan.scratch(arguments)
         plan.function(plan.geometry, arguments, values, scratch.data_ptr(), plan.threads)
+        plan.give_back(scratch)
         del held
 
     def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:

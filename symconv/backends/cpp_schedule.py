@@ -54,6 +54,10 @@ def cache_bytes() -> int:
         return 512 * 1024
 
 
+#: So many bytes of scratch memory a plan keeps between calls.
+KEPT_SCRATCH = 16 * 1024
+
+
 @dataclass(frozen=True)
 class CppPlan(Plan):
     """A plan for the threads of a CPU.
@@ -67,14 +71,24 @@ class CppPlan(Plan):
     threads: int
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
-    _scratch: list[int] = field(default_factory=list, repr=False, init=False)
+    _scratch_bytes: list[int] = field(default_factory=list, repr=False, init=False)
+    _idle: list[torch.Tensor] = field(default_factory=list, repr=False, init=False)
 
-    def scratch_bytes(self, arguments: Any) -> int:
-        """The memory that a call needs besides its tensors."""
-        if not self._scratch:
+    def scratch(self, arguments: Any) -> torch.Tensor:
+        """The memory that a call needs besides its tensors, for this call alone."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        if not self._scratch_bytes:
             numbers = (ctypes.c_double * 16)()
-            self._scratch.append(self.function(self.geometry, arguments, numbers, None, self.threads))
-        return self._scratch[0]
+            self._scratch_bytes.append(self.function(self.geometry, arguments, numbers, None, self.threads))
+        return torch.empty(self._scratch_bytes[0], dtype=torch.uint8)
+
+    def give_back(self, scratch: torch.Tensor) -> None:
+        """Keep scratch memory for the next call, if there is so little that taking it anew takes longer than a call."""
+        if scratch.numel() <= KEPT_SCRATCH:
+            self._idle.append(scratch)
 
 
 def plan_of(

@@ -79,13 +79,13 @@ class NativeKernel(Generic[P]):
         plan = self._plan("forward", tensors, geometry)
         if plan is None:
             return self._instead.forward(tensors, numbers, geometry)
-        real = torch.promote_types(x.dtype, torch.float32)
         output = self.empty(plan.output_shape, x.dtype, x.device)
-        kept = tuple(
-            self.empty(plan.output_shape, torch.int32 if kind == "position" else real, x.device) for kind in self.kept
-        )
+        kept = []
+        for kind in self.kept:
+            dtype = torch.int32 if kind == "position" else torch.promote_types(x.dtype, torch.float32)
+            kept.append(self.empty(plan.output_shape, dtype, x.device))
         self.call(plan, [*tensors, output, *kept], numbers)
-        return output, kept
+        return output, tuple(kept)
 
     def backward(
         self,

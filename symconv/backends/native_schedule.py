@@ -261,11 +261,11 @@ class Plan:
             tensor.contiguous() if tensor is not None and role in PACKED else tensor
             for tensor, (role, _) in zip(tensors, lying)
         ]
-        strides = tuple(None if tensor is None else tensor.stride() for tensor in tensors)
-        found = self._layouts.get(strides)
+        said = tuple([tensor if tensor is None else tensor.is_contiguous() or tensor.stride() for tensor in tensors])
+        found = self._layouts.get(said)
         if found is None:
             numbers = [n for tensor, each in zip(tensors, lying) for n in self._layout(tensor, *each)]
-            found = self._layouts[strides] = (ctypes.c_int64 * len(numbers))(*numbers)
+            found = self._layouts[said] = (ctypes.c_int64 * len(numbers))(*numbers)
         arguments = type(found).from_buffer_copy(found)  # other threads may be calling
         for index, tensor in enumerate(tensors):
             if tensor is not None:
