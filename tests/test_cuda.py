@@ -266,6 +266,16 @@ def test_what_has_no_gradient_is_no_launch(text: str) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+def test_parameters_of_no_filter_have_gradients_where_there_is_one_filter() -> None:
+    torch.manual_seed(0)
+    x, d = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.rand(3, dtype=torch.float64, requires_grad=True)
+    found = []
+    for name in ("torch", "cuda-emu"):
+        output = sc.conv2d("d: param[c]\nmax(d*x)", x, d=d, out_channels=1, kernel_size=3, backend=name)
+        found += torch.autograd.grad(output.sum(), [d])
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("text", ["sum(w*x)", "median(x)"])
 def test_an_image_of_too_many_windows_is_refused(text: str, direction: str) -> None:

@@ -254,9 +254,9 @@ inline real gathered(int64_t element, const Elements& elements, const BankSink& 
         return sum;
     for (int64_t round = first; round < each_filter * each_tap * terms; round += step) {
         const uint32_t i = uint32_t(round), term = i % terms, slice = term % uint32_t(slices), share = term / uint32_t(slices);
-        const uint32_t at = i / terms, number = each_filter == 1 ? uint32_t(place) / uint32_t(elements.filter) : at / uint32_t(each_tap);
+        const uint32_t at = i / terms, number = elements.by_filter ? uint32_t(place) / uint32_t(elements.filter) : at / uint32_t(each_tap);
         const uint32_t group = number / uint32_t(g.filters), f = number % uint32_t(g.filters);
-        const uint32_t k = each_tap == 1 ? uint32_t(place) % uint32_t(sink.count) : at % uint32_t(each_tap);
+        const uint32_t k = elements.by_tap ? uint32_t(place) % uint32_t(sink.count) : at % uint32_t(each_tap);
         if (elements.places[k] < 0 || elements.at(group, f, k) != element)
             continue;
         const int64_t block = (group * of.ranges(g) + f / uint32_t(of.step)) * of.shares + share;
