@@ -48,7 +48,7 @@ class Call:
     def kernel(self) -> Kernel:
         return kernel_of(self.formula)
 
-    @functools.cached_property
+    @property
     def compiled(self) -> Compiled:
         return backend(self.backend).compile(self.kernel)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from symconv.backends import backends
 from symconv.backends.cuda import cut_of, generate, precompiled, unspilled
 from symconv.backends.cuda_flat_schedule import STAGE, flat_cut
 from symconv.backends.cuda_schedule import CudaPlan, block_cut, blocks_at_a_time
-from symconv.backends.native_schedule import Facts
+from symconv.backends.native_schedule import TENSOR, Facts
 from symconv.build import driver, emulation
 from symconv.build.nvrtc import architectures, cubin, resources_of
 from symconv.errors import BackendError, CompilationError, InternalError
@@ -175,11 +176,11 @@ def test_what_does_not_fit_into_shared_memory_is_not_flat() -> None:
 def test_launches_are_those_of_the_gradients_that_are_wanted() -> None:
     x = torch.empty(1, 2, 40, 40)
 
-    def named(flat: bool, *roles: str) -> list[str]:
+    def named(flat: bool, *roles: str | None) -> list[str]:
         cut = (flat_cut if flat else block_cut)(facts("sum(w*x) + b"), "backward", [x], geometry((3, 3), 4), 2)
         assert cut is not None
         plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, cut, None, x.device)
-        return [each.function.removeprefix("symconv_backward_") for each in plan.launches(roles)]
+        return [each.launch.function.removeprefix("symconv_backward_") for each in plan.launches(roles)]
 
     colours = named(False, "input").count("images")
     assert colours > 1
@@ -190,6 +191,25 @@ def test_launches_are_those_of_the_gradients_that_are_wanted() -> None:
     assert named(True, "input") == ["prepare", "pixels"]
     assert named(True, "weight", "bias") == ["prepare", "weights", "gather"]
     assert named(True, "input", "weight") == ["prepare", "pixels", "weights", "gather"]
+
+
+def test_a_launch_sees_no_gradients_that_are_the_work_of_others() -> None:
+    x = torch.empty(1, 2, 40, 40)
+    cut = block_cut(facts("sum(w*x)"), "backward", [x], geometry((3, 3), 4), 2)
+    plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, cut, None, x.device)
+    tensors = (ctypes.c_int64 * (5 * TENSOR))(*range(1, 5 * TENSOR + 1))
+    sent = {}
+    for each in plan.launches([None, None, None, "input", "weight"], (0.5,)):
+        argument = each.argument(7, tensors)
+        head = len(argument) - ctypes.sizeof(tensors)
+        assert argument[: head - 64] == bytes(each.launch.geometry)
+        assert ctypes.c_int64.from_buffer_copy(argument, head - 64).value == 7
+        assert ctypes.c_double.from_buffer_copy(argument, head - 8).value == 0.5
+        sent[each.launch.function] = [*type(tensors).from_buffer_copy(argument, head)][::TENSOR]
+    x, w, y, grad_x, grad_w = tensors[::TENSOR]
+    assert sent["symconv_backward_images"] == [x, w, y, grad_x, 0]
+    assert sent["symconv_backward_weights"] == [x, w, y, 0, grad_w]
+    assert sent["symconv_backward_prepare"] == [x, w, y, grad_x, grad_w]
 
 
 def test_the_driver_is_called_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +233,7 @@ def test_the_driver_is_called_as_it_must_be(monkeypatch: pytest.MonkeyPatch) -> 
     fake.cuGetErrorString = lambda status: (success, b"invalid argument")
     monkeypatch.setattr(driver, "_driver", lambda: fake)
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=42))
+    monkeypatch.setattr(driver, "_stream", lambda: 42)
     module = driver.LoadedModule(b"cubin", "adder")
     module.launch("symconv_forward", 3, 256, 1024, b"12345678")
     module.launch("symconv_forward", 5, 256, 0, b"12345678")
@@ -264,6 +284,20 @@ def test_what_has_no_gradient_is_no_launch(text: str) -> None:
         found.append([y, *torch.autograd.grad(y.sum(), [x, *weights])])
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("declared", ["p: param", "p: param[o]", "p: param[c]", "p: param[t]", "p: param[o, c]"])
+def test_flat_kernels_with_parameters(declared: str) -> None:
+    torch.manual_seed(0)
+    shape = {"": (), "[o]": (6,), "[c]": (3,), "[t]": (3,), "[o, c]": (6, 3)}[declared.removeprefix("p: param")]
+    kernel = sc.Kernel(f"{declared}\nsum(w*x*p + abs(p))")
+    assert "#ifdef FLAT" in kernel.source("cuda-emu")
+    x, w, p = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 6, 7), (6, 3, 3), shape))
+    found = []
+    for name in ("torch", "cuda-emu"):
+        output = sc.conv1d(kernel, x, w, p=p, groups=2, padding=1, padding_mode="ignore", backend=name)
+        found.append((output, *torch.autograd.grad(output.square().sum(), [x, w, p])))
+    torch.testing.assert_close(*found)
 
 
 def test_parameters_of_no_filter_have_gradients_where_there_is_one_filter() -> None:

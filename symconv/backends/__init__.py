@@ -87,9 +87,9 @@ def backend(name: str) -> Backend:
     Raises:
         ArgumentError: if there is none.
     """
-    if name not in backends():
+    if (found := backends().get(name)) is None:
         raise ArgumentError(f"backend must be 'auto' or one of {', '.join(map(repr, backends()))}, not {name!r}")
-    return backends()[name]
+    return found
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -25,7 +25,7 @@ from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import static_headers
 from .cuda_flat_schedule import flat_cut
-from .cuda_schedule import CudaPlan, Cut, Launch, block_cut
+from .cuda_schedule import CudaPlan, Cut, Packed, block_cut
 from .native import FACTS, STORAGE, NativeBackend, NativeKernel
 from .native_schedule import Facts, facts_of, line_of, ranked
 
@@ -141,8 +141,8 @@ class CudaKernel(NativeKernel[CudaPlan]):
     def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
         super().__init__(text, title, source, facts)
         self._modules: dict[tuple[Any, ...], Module] = {}
-        #: The role of each tensor of a call that is a gradient; "" for the others.
-        self._roles = [*[""] * (len(self.lying) - len(facts.tensors)), *facts.roles]
+        #: The role of each tensor of a call that is a gradient; None for the others.
+        self._roles = [*[None] * (len(self.lying) - len(facts.tensors)), *facts.roles]
 
     # -- What differs between a GPU and its emulation ----------------------------------------------------------------
 
@@ -184,25 +184,23 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
     def call(self, plan: CudaPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         arguments, held = plan.arguments(tensors, self.lying)
-        direction = "backward" if len(tensors) == len(self.lying) else "forward"
-        roles = self._roles[: len(tensors)]
-        wanted = [role for role, tensor in zip(roles, tensors) if role and tensor is not None]
-        device = plan.device
+        gradients = [None if each is None else role for role, each in zip(self._roles, tensors)]
 
-        def launch(each: Launch, scratch: torch.Tensor, own: int) -> None:
-            packed = plan.packed(each, scratch.data_ptr(), own, numbers, arguments, roles)
-            plan.module.launch(each.function, each.blocks, each.threads, each.near, packed)
+        def launch(each: Packed, scratch: torch.Tensor) -> None:
+            what = each.launch
+            argument = each.argument(scratch.data_ptr(), arguments)
+            plan.module.launch(what.function, what.blocks, what.threads, what.near, argument)
 
-        with self.on(device):
+        with self.on(plan.device):
             if not plan.scratch:  # once per shape: how much memory it takes is known to the generated code
-                sizes = torch.zeros(2, dtype=torch.int64, device=device)
-                measure = f"symconv_{direction}_measure"
-                launch(plan.cut.launches[0]._replace(function=measure, blocks=1), sizes, 0)
+                sizes = torch.zeros(2, dtype=torch.int64, device=plan.device)
+                measure = f"symconv_{'backward' if len(tensors) == len(self.lying) else 'forward'}_measure"
+                launch(plan.packed(plan.cut.launches[0]._replace(function=measure, blocks=1)), sizes)
                 plan.scratch[:] = sizes.tolist()
             common, own = plan.scratch
-            scratch = self.empty((common + own * plan.cut.blocks,), torch.uint8, device)
-            for each in plan.launches(wanted):
-                launch(each, scratch, own)
+            scratch = self.empty((common + own * plan.cut.blocks,), torch.uint8, plan.device)
+            for each in plan.launches(gradients, tuple(numbers)):
+                launch(each, scratch)
         del held
 
 

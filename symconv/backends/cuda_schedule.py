@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..geometry import Geometry
-from .native_schedule import Facts, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
+from .native_schedule import TENSOR, Facts, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
 
 #: Threads of a warp, which hold a vector together, and of a block.
 WARP, THREADS = 32, 128
@@ -95,6 +96,29 @@ class Cut(NamedTuple):
     blocks: int = 0
 
 
+class Packed(NamedTuple):
+    """A launch, ready but for where tensors and scratch memory are.
+
+    Args:
+        launch: which one.
+        before, behind: its argument, before and behind the place of the scratch memory; the tensors come last.
+        others: the numbers of the tensors that are the work of other launches.
+    """
+
+    launch: Launch
+    before: bytes
+    behind: bytes
+    others: list[int]
+
+    def argument(self, scratch: int, tensors: Any) -> bytes:
+        """The argument, for scratch memory at an address and tensors as `Plan.arguments` lays them out."""
+        if self.others:
+            tensors = type(tensors).from_buffer_copy(tensors)
+            for index in self.others:
+                tensors[index * TENSOR] = 0
+        return b"".join((self.before, scratch.to_bytes(8, sys.byteorder), self.behind, tensors))
+
+
 @dataclass(frozen=True)
 class CudaPlan(Plan):
     """A plan for the blocks of a GPU.
@@ -110,32 +134,33 @@ class CudaPlan(Plan):
     device: torch.device = field(repr=False)
     #: Bytes of scratch memory for all blocks together and for each, once they are known.
     scratch: list[int] = field(default_factory=list, repr=False, init=False)
+    _packed: dict[Any, list[Packed]] = field(default_factory=dict, repr=False, init=False)
 
-    def launches(self, roles: Sequence[str]) -> list[Launch]:
-        """The launches of a call, one after the other; `roles` are those of the operands whose gradients are wanted."""
-        return [each for each in self.cut.launches if each.gradients is None or {*each.gradients} & {*roles}]
-
-    def packed(
-        self, launch: Launch, scratch: int, own: int, numbers: Sequence[float], arguments: Any, roles: Sequence[str]
-    ) -> bytes:
-        """The argument of a launch.
+    def launches(self, gradients: Sequence[str | None], numbers: tuple[float, ...] = ()) -> list[Packed]:
+        """The launches of a call, one after the other.
 
         Args:
-            launch: which one.
-            scratch, own: where the scratch memory is, and how many bytes of it each block has.
+            gradients: the roles of the tensors of a call that are gradients and are wanted; None for all others.
             numbers: the constants of the formula.
-            arguments: the tensors, as `arguments` lays them out.
-            roles: those of the tensors that are gradients, which come last; "" for other tensors.
         """
-        beside = (launch.colour, launch.colours, self.cut.shares, launch.stage, launch.columns)
-        head = (ctypes.c_int64 * 7)(scratch, own, *beside)
-        values = (ctypes.c_double * max(len(numbers), 1))(*numbers)
-        tensors = type(arguments).from_buffer_copy(arguments)
-        step = len(tensors) // len(roles)
-        for index, role in enumerate(roles):
-            if role and launch.gradients is not None and role not in launch.gradients:
-                tensors[index * step] = 0  # the work of another launch
-        return b"".join(map(bytes, (launch.geometry, head, values, tensors)))
+        found = self._packed.get(said := (*gradients, numbers))
+        if found is None:
+            roles = {*gradients} - {None}
+            wanted = [each for each in self.cut.launches if each.gradients is None or {*each.gradients} & roles]
+            found = self._packed[said] = [self.packed(each, gradients, numbers) for each in wanted]
+        return found
+
+    def packed(self, launch: Launch, gradients: Sequence[str | None] = (), numbers: tuple[float, ...] = ()) -> Packed:
+        """A launch with what is always the same of its argument; see `launches`."""
+        own = self.scratch[1] if self.scratch else 0
+        beside = (own, launch.colour, launch.colours, self.cut.shares, launch.stage, launch.columns)
+        behind = bytes((ctypes.c_int64 * 6)(*beside)) + bytes((ctypes.c_double * max(len(numbers), 1))(*numbers))
+        others = [
+            index
+            for index, role in enumerate(gradients)
+            if role and launch.gradients is not None and role not in launch.gradients
+        ]
+        return Packed(launch, bytes(launch.geometry), behind, others)
 
 
 def _filter_step(filters: int, tile: int, most: int, units: int, room: int) -> int:

@@ -29,6 +29,11 @@ def _driver() -> Any:
     return driver
 
 
+def _stream() -> int:
+    """PyTorch's current stream of the current device; `torch.cuda.current_stream` takes as long as a launch."""
+    return int(torch._C._cuda_getCurrentRawStream(torch._C._cuda_getDevice()))
+
+
 class LoadedModule:
     """The functions of a generated CUDA file on the GPUs of one architecture.
 
@@ -51,15 +56,14 @@ class LoadedModule:
             BackendError: if the driver refuses.
         """
         driver = _driver()
-        if function not in self._functions:
-            (self._functions[function],) = self._checked(
-                driver.cuLibraryGetKernel(self._library, function.encode()), f"find {function} in"
-            )
-        argument = ctypes.create_string_buffer(call, len(call))
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
-        stream = torch.cuda.current_stream().cuda_stream
-        kernel = driver.CUfunction(int(self._functions[function]))
-        status = driver.cuLaunchKernel(kernel, blocks, 1, 1, threads, 1, 1, near, stream, ctypes.addressof(pointers), 0)
+        kernel = self._functions.get(function)
+        if kernel is None:
+            (found,) = self._checked(driver.cuLibraryGetKernel(self._library, function.encode()), f"find {function} in")
+            kernel = self._functions[function] = driver.CUfunction(int(found))
+        argument = ctypes.c_char_p(call)  # the driver takes an array of pointers to arguments, and copies what is there
+        status = driver.cuLaunchKernel(
+            kernel, blocks, 1, 1, threads, 1, 1, near, _stream(), ctypes.addressof(argument), 0
+        )
         self._checked(status, f"launch {function} of")
 
     def _checked(self, result: tuple[Any, ...], what: str) -> tuple[Any, ...]:

@@ -295,7 +295,7 @@ inline real* pack(const Tensor& tensor, const Elements& elements, const Windows&
     const int64_t padded = PER_FILTER ? padded_filters<BLOCK>(windows) : 1;
     real* packed = arena.take<real>(groups * padded * taps);
     const storage* data = static_cast<const storage*>(tensor.data);
-    const int64_t whole = PER_TAP ? (WHOLE_BLOCKS ? padded : filters / BLOCK * BLOCK) : 0;
+    const int64_t whole = PER_FILTER && PER_TAP ? (WHOLE_BLOCKS ? padded : filters / BLOCK * BLOCK) : 0;
     const int64_t rows = WHOLE_BLOCKS ? padded : filters;
     spread(arena.fills ? groups * rows : 0, taps, [&](int64_t row, int64_t k) {
         const int64_t group = row / rows, f = row % rows, width = f < whole ? BLOCK : 1;
