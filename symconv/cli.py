@@ -207,6 +207,7 @@ def zoo_show(name: str) -> None:
 @click.option("--dilation", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--groups", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--ignore", is_flag=True, help="Taps outside the image leave the window, as with padding_mode='ignore'.")
+@click.option("--fast-math", is_flag=True, help="For layers with fast_math=True.")
 def precompile(
     formulas: tuple[str, ...],
     of_zoo: tuple[str, ...],
@@ -220,6 +221,7 @@ def precompile(
     dilation: int,
     groups: int,
     ignore: bool,
+    fast_math: bool,
 ) -> None:
     """Compile kernels for GPUs ahead of time, into the cache; no GPU is needed.
 
@@ -263,7 +265,7 @@ def precompile(
             raise click.UsageError(f"a window of {kernel_size} does not fit into an image of {x[2:]}")
         for architecture in architectures:
             for name in dtypes:
-                found = precompiled(kernel, architecture, named[name], x, geometry)
+                found = precompiled(kernel, architecture, named[name], x, geometry, fast_math)
                 for function, each in found.items():
                     short = function.removeprefix("symconv_")
                     if short.endswith(("_measure", "_prepare")):

@@ -18,7 +18,7 @@ from .backends import DTYPES, choose
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
 from .kernel import Kernel, Signature
-from .ops import Call, convolve
+from .ops import Call, convolve, convolve_now
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
@@ -55,7 +55,7 @@ def _conv(
         given["b"] = bias
     said = spelled(given, options, "conv", rank, kernel)
     if (ready := _READY.get(said)) is not None:
-        return convolve(ready.call, [given[name] for name in ready.names])
+        return convolve_now(ready.call, [given[name] for name in ready.names])
     return _conv_first(said, rank, kernel, given, **options)
 
 
@@ -72,6 +72,7 @@ def _conv_first(
     padding_mode: str = "zeros",
     padding_value: float = 0.0,
     backend: str = "auto",
+    fast_math: bool = False,
     kernel_size: IntOrInts | None = None,
     out_channels: int | None = None,
     **operands: Any,
@@ -94,7 +95,7 @@ def _conv_first(
         tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1
     )
     geometry = kernel_size, out_channels, stride, padding, dilation, groups, padding_mode, padding_value
-    return run_first(said, signature, rank, given, *geometry, backend)
+    return run_first(said, signature, rank, given, *geometry, backend, fast_math)
 
 
 def _pool(
@@ -103,7 +104,7 @@ def _pool(
     given = {"x": input}
     said = spelled(given, options, "pool", rank, kernel, kernel_size, *args)
     if (ready := _READY.get(said)) is not None:
-        return convolve(ready.call, [given[name] for name in ready.names])
+        return convolve_now(ready.call, [given[name] for name in ready.names])
     return _pool_first(said, rank, kernel, given, kernel_size, *args, **options)
 
 
@@ -120,6 +121,7 @@ def _pool_first(
     padding_mode: str = "ignore",
     padding_value: float = 0.0,
     backend: str = "auto",
+    fast_math: bool = False,
     **operands: Any,
 ) -> Tensor:
     """A call of a function that was not made before."""
@@ -134,7 +136,7 @@ def _pool_first(
     kernel_size = per_axis(kernel_size, rank, "kernel_size", 1)
     stride = kernel_size if stride is None else stride
     geometry = kernel_size, channels, stride, padding, dilation, channels, padding_mode, padding_value
-    return run_first(said, signature, rank, given | operands, *geometry, backend)
+    return run_first(said, signature, rank, given | operands, *geometry, backend, fast_math)
 
 
 # -- Calls that were made before: a training loop repeats itself ---------------------------------------------------
@@ -172,12 +174,11 @@ def spelled(
         kernel = kernel.text
     elif not isinstance(kernel, (str, sp.Expr)):
         return None
-    return described(given, kind, rank, kernel, repr(rest), repr(others))
+    return described([kind, rank, kernel, repr(rest) if rest else "", repr(others) if others else ""], given)
 
 
-def described(given: Mapping[str, Any], *others: Any) -> Said:
-    """What is known of operands without their values, and what else a call depends on."""
-    said = [*others]
+def described(said: list[Any], given: Mapping[str, Any]) -> Said:
+    """What was said, and what is known of operands without their values."""
     for name, value in given.items():
         said += (name, value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (name, repr(value))
     return tuple(said)
@@ -188,9 +189,9 @@ def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any
 
     Args: see `checked`.
     """
-    said = None if torch.compiler.is_compiling() else described(given, signature.text, rank, *options)
+    said = None if torch.compiler.is_compiling() else described([signature.text, rank, *options], given)
     if (ready := _READY.get(said)) is not None:
-        return convolve(ready.call, [given[name] for name in ready.names])
+        return convolve_now(ready.call, [given[name] for name in ready.names])
     return run_first(said, signature, rank, given, *options)
 
 
@@ -218,6 +219,7 @@ def checked(
     padding_mode: str,
     padding_value: float,
     backend: str,
+    fast_math: bool,
 ) -> tuple[Call, list[Tensor], bool, bool]:
     """Check everything and pad.
 
@@ -230,6 +232,7 @@ def checked(
         given: the operands by name; `x` is the input.
         kernel_size, out_channels, stride, padding, dilation, groups, padding_mode, padding_value: as `Conv2d`.
         backend: a backend's name or "auto".
+        fast_math: as `conv2d`.
     """
     x = given["x"]
     check_names(signature, given)
@@ -257,7 +260,10 @@ def checked(
             padded = role == "input" and kept != pairs
             tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image
     is_plain = batched and kept == pairs and all(name in given for name in signature.tensors)
-    return Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers), tensors, batched, is_plain
+    if not isinstance(fast_math, bool):
+        raise ArgumentTypeError(f"fast_math must be True or False, not {fast_math!r}")
+    call = Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers, fast_math)
+    return call, tensors, batched, is_plain
 
 
 def collect(
@@ -443,6 +449,8 @@ def conv2d(
             outside the image leaves the reduction.
         padding_value: for "constant".
         backend: "auto" or a backend's name.
+        fast_math: let CUDA kernels in float32, float16 and bfloat16 use the GPU's own approximations of exp, log, sin,
+            cos and tan, which lose digits, most of all far from 0; other backends compute as always.
         kernel_size, out_channels: for a kernel without a weight to tell them.
         operands: the formula's other operands by name; a `param` or `const` left out takes its declared value.
 
@@ -483,8 +491,8 @@ def pool2d(kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, *args: Any
         input: `[N, C, H, W]` or without N.
         kernel_size: at least 1; an int, or one per axis.
         stride: `kernel_size` by default.
-        padding, dilation, padding_mode, padding_value, backend, operands: as `conv2d`; `padding_mode` is "ignore" by
-            default.
+        padding, dilation, padding_mode, padding_value, backend, fast_math, operands: as `conv2d`; `padding_mode` is
+            "ignore" by default.
 
     Returns:
         `[N, C, *size]`.

@@ -53,6 +53,7 @@ class Layer(nn.Module):
         padding_mode: str,
         padding_value: float,
         backend: str,
+        fast_math: bool,
         options: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Layer(nn.Module):
         self.padding_mode, self.padding_value = padding_mode, float(padding_value)
         if backend != "auto":
             backend_named(backend)
-        self.backend = backend
+        self.backend, self.fast_math = backend, fast_math
         self.constants = self._constants(options)
         self.initial = self._initial(options)
         if options:
@@ -160,6 +161,7 @@ class Layer(nn.Module):
             self.padding_mode,
             self.padding_value,
             self.backend,
+            self.fast_math,
         )
 
     def _options_repr(self, groups: int, padding_mode: str) -> str:
@@ -174,6 +176,8 @@ class Layer(nn.Module):
             text += f", padding_mode={self.padding_mode!r}"
         if self.padding_mode == "constant":
             text += f", padding_value={self.padding_value:g}"
+        if self.fast_math:
+            text += ", fast_math=True"
         return text + "".join(f", {name}={value:g}" for name, value in self.constants.items())
 
 
@@ -201,6 +205,7 @@ class Conv(Layer):
         padding_value: float = 0.0,
         init: Initializer | None = None,
         backend: str = "auto",
+        fast_math: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -212,6 +217,7 @@ class Conv(Layer):
             padding_mode,
             padding_value,
             backend,
+            fast_math,
             options,
         )
         check_groups(in_channels, out_channels, groups)
@@ -292,6 +298,7 @@ class Pool(Layer):
         *,
         padding_value: float = 0.0,
         backend: str = "auto",
+        fast_math: bool = False,
         **options: Any,
     ) -> None:
         resolved = as_kernel(kernel)
@@ -304,7 +311,7 @@ class Pool(Layer):
                 )
         stride = kernel_size if stride is None else stride
         super().__init__(
-            resolved, kernel_size, stride, padding, dilation, padding_mode, padding_value, backend, options
+            resolved, kernel_size, stride, padding, dilation, padding_mode, padding_value, backend, fast_math, options
         )
         self._register(1, 1, 1, device, dtype)
         self._warn_of_dead_gradients()
@@ -347,6 +354,8 @@ class Conv2d(Conv):
         init: how weights are filled: a name of `torch.nn.init` such as "zeros", or a function of a tensor.  By default
             what the kernel names, else Kaiming-uniform.
         backend: "auto" or a backend's name.
+        fast_math: let CUDA kernels in float32, float16 and bfloat16 use the GPU's own approximations of exp, log, sin,
+            cos and tan, which lose digits, most of all far from 0; other backends compute as always.
         options: values for the formula's `const`s, initial values for its `param`s.
 
     Shapes: input `[N, in_channels, H, W]`, weight `[out_channels, in_channels / groups, *kernel_size]`, bias
@@ -386,7 +395,7 @@ class Pool2d(Pool):
     Args:
         kernel: a `Kernel`, the text of a formula, or a SymPy expression.
         kernel_size, stride, padding, dilation: as `torch.nn.MaxPool2d`; `stride` is `kernel_size` by default.
-        padding_mode, padding_value, backend, options: as `Conv2d`; `padding_mode` is "ignore" by default.
+        padding_mode, padding_value, backend, fast_math, options: as `Conv2d`; `padding_mode` is "ignore" by default.
 
     Shapes: input `[N, C, H, W]`, output `[N, C, *size]`.
 

@@ -43,6 +43,7 @@ class Call:
     backend: str
     geometry: Geometry
     numbers: tuple[float, ...]
+    fast_math: bool = False
 
     @functools.cached_property
     def kernel(self) -> Kernel:
@@ -50,7 +51,7 @@ class Call:
 
     @property
     def compiled(self) -> Compiled:
-        return backend(self.backend).compile(self.kernel)
+        return backend(self.backend).compile(self.kernel, self.fast_math)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,9 +65,20 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """
     if torch.compiler.is_compiling():
         output: Tensor = torch.ops.symconv.convolve(
-            call.formula, call.backend, version(), list(call.numbers), call.geometry.numbers(), list(tensors)
+            call.formula,
+            call.backend,
+            version(),
+            call.fast_math,
+            list(call.numbers),
+            call.geometry.numbers(),
+            list(tensors),
         )[0]
         return output
+    return convolve_now(call, tensors)
+
+
+def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
+    """The same where `torch.compile` does not look on."""
     if _is_plain(tensors):
         return call.compiled.forward(tensors, call.numbers, call.geometry)[0]
     result: Tensor = _apply(Convolve, call, [], *tensors)
@@ -157,18 +169,30 @@ def _in_place(names: Sequence[str], needs: Sequence[str], gradients: Sequence[Te
 
 @torch.library.custom_op("symconv::convolve", mutates_args=())
 def _convolve(
-    formula: str, backend: str, version: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]
+    formula: str,
+    backend: str,
+    version: str,
+    fast_math: bool,
+    numbers: list[float],
+    geometry: list[int],
+    tensors: list[Tensor],
 ) -> list[Tensor]:
-    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
+    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers), fast_math)
     output, kept = call.compiled.forward(tensors, call.numbers, call.geometry)
     return [output, *kept]
 
 
 @_convolve.register_fake
 def _(
-    formula: str, backend: str, version: str, numbers: list[float], geometry: list[int], tensors: list[Tensor]
+    formula: str,
+    backend: str,
+    version: str,
+    fast_math: bool,
+    numbers: list[float],
+    geometry: list[int],
+    tensors: list[Tensor],
 ) -> list[Tensor]:
-    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
+    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers), fast_math)
     x = tensors[0]
     shape = (x.shape[0], call.geometry.out_channels, *call.geometry.output_size(x.shape[2:]))
     dtypes = {"value": torch.promote_types(x.dtype, torch.float32), "position": torch.int32}
@@ -180,6 +204,7 @@ def _convolve_backward(
     formula: str,
     backend: str,
     version: str,
+    fast_math: bool,
     numbers: list[float],
     geometry: list[int],
     needs: str,
@@ -187,7 +212,7 @@ def _convolve_backward(
     tensors: list[Tensor],
     kept: list[Tensor],
 ) -> list[Tensor]:
-    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers))
+    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers), fast_math)
     gradients = call.compiled.backward(
         grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs.split(","))
     )
@@ -199,6 +224,7 @@ def _(
     formula: str,
     backend: str,
     version: str,
+    fast_math: bool,
     numbers: list[float],
     geometry: list[int],
     needs: str,
@@ -226,8 +252,8 @@ def _backward(ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
     names = kernel_of(ctx.named[0]).signature.tensors
     needs = [name for name, needed in zip(names, ctx.tensors_need) if needed]
     given = torch.ops.symconv.convolve_backward(*ctx.named, ",".join(needs), gradients[0], list(tensors), list(kept))
-    no_numbers: list[Any] | None = None if ctx.named[3] else []  # an empty list of numbers looks like a list of tensors
-    return None, None, None, no_numbers, None, list(_in_place(names, needs, given))
+    no_numbers: list[Any] | None = None if ctx.named[4] else []  # an empty list of numbers looks like a list of tensors
+    return None, None, None, None, no_numbers, None, list(_in_place(names, needs, given))
 
 
 _convolve.register_autograd(_backward, setup_context=_setup)

@@ -20,7 +20,7 @@ import torch
 import symconv as sc
 from symconv import zoo
 from symconv.backends import backends
-from symconv.backends.cuda import cut_of, generate, precompiled, unspilled
+from symconv.backends.cuda import CudaBackend, cut_of, generate, precompiled, unspilled
 from symconv.backends.cuda_flat_schedule import STAGE, flat_cut
 from symconv.backends.cuda_schedule import CudaPlan, block_cut, blocks_at_a_time
 from symconv.backends.native_schedule import TENSOR, Facts
@@ -284,6 +284,28 @@ def test_what_has_no_gradient_is_no_launch(text: str) -> None:
         found.append([y, *torch.autograd.grad(y.sum(), [x, *weights])])
     for ours, theirs in zip(*found):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("text", ["sum(w*exp(x))", "sum(w*log(x))", "sum(w*sin(x))", "sum(w*cos(x))", "sum(w*tan(x))"])
+def test_fast_math_is_near_and_only_for_who_asks(text: str) -> None:
+    torch.manual_seed(0)
+    x, w = torch.rand(1, 2, 6, 6) + 0.25, torch.randn(3, 2, 3, 3)
+    exact, fast = (sc.conv2d(text, x, w, fast_math=each, backend="cuda-emu") for each in (False, True))
+    torch.testing.assert_close(exact, sc.conv2d(text, x, w, backend="torch"))
+    torch.testing.assert_close(fast, exact, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(fast, exact)
+    same = [sc.conv2d(text, x.double(), w.double(), fast_math=each, backend="cuda-emu") for each in (False, True)]
+    assert torch.equal(*same)
+
+
+def test_fast_math_compiles_for_gpus() -> None:
+    text = "sum(sigmoid(x)*tan(w)) + logsumexp(sin(x)*pow(abs(w), 1.5))"
+    x, files = torch.empty(4, 8, 20, 20), CudaBackend().compile(sc.Kernel(text))
+    for direction in ("forward", "backward"):
+        cut = cut_of(files.facts, direction, [x], geometry((3, 3), 8), 132, fast_math=True)
+        assert "-DSYMCONV_FAST_MATH" in cut.options
+        code, _ = cubin(files.source, static_headers(), cut.options, "sm_90", text)
+        assert code[:4] == b"\x7fELF"
 
 
 @pytest.mark.parametrize("declared", ["p: param", "p: param[o]", "p: param[c]", "p: param[t]", "p: param[o, c]"])

@@ -54,6 +54,14 @@ def test_a_large_layer_equals_float64_on_the_cpu(formula: str, dtype: torch.dtyp
         assert (ours.double().cpu() - theirs).norm() <= bound * theirs.norm()
 
 
+def test_fast_math_is_near() -> None:
+    x, w = gpu(2, 8, 40, 40), gpu(8, 8, 3, 3)
+    for text in ("sum(sin(w*x))", "sum(exp(w*x))", "sum(w*tan(x/4))"):
+        exact, fast = (sc.conv2d(text, x, w, fast_math=each) for each in (False, True))
+        torch.testing.assert_close(fast, exact, rtol=1e-4, atol=1e-3)
+        assert not torch.equal(fast, exact)
+
+
 def test_the_same_call_gives_the_same_bits() -> None:
     module, x, grad = layer(), gpu(4, 8, 50, 50), gpu(4, 16, 50, 50)
     first = trained(module, x, grad)

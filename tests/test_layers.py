@@ -384,6 +384,15 @@ def test_mistakes_get_a_message_that_names_the_argument(name: str) -> None:
     assert message in str(caught.value)
 
 
+def test_fast_math_is_told_and_changes_nothing_on_a_cpu() -> None:
+    layer = sc.Conv2d("sum(exp(w*x))", 2, 3, 3, fast_math=True)
+    assert "fast_math=True" in repr(layer)
+    assert "fast_math" not in repr(sc.Conv2d("sum(exp(w*x))", 2, 3, 3))
+    assert torch.equal(layer(X), sc.conv2d("sum(exp(w*x))", X, layer.weight))
+    with pytest.raises(sc.ArgumentTypeError, match="fast_math must be True or False, not 1"):
+        sc.conv2d("sum(exp(w*x))", X, W, fast_math=1)
+
+
 @pytest.mark.parametrize("options", [{"stride": True}, {"stride": 1.0}, {"dilation": (1, True)}, {"groups": 1.0}])
 def test_what_equals_an_allowed_value_is_still_checked(options: dict[str, Any]) -> None:
     """A call like one that was checked before is not checked again, and True == 1 == 1.0."""

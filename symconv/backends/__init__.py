@@ -63,8 +63,11 @@ class Backend(Protocol):
     def source(self, kernel: Kernel) -> str:
         """The source text generated for a kernel."""
 
-    def compile(self, kernel: Kernel) -> Compiled:
-        """The kernel, rendered and built, or from the cache."""
+    def compile(self, kernel: Kernel, fast_math: bool = False) -> Compiled:
+        """The kernel, rendered and built, or from the cache.
+
+        `fast_math` allows functions of the hardware that are faster and less exact, where there are any.
+        """
 
 
 #: The backends that "auto" chooses from, the preferred ones first; the last one can run all that can be run.

@@ -67,8 +67,8 @@ def generate(kernel: Kernel) -> dict[str, str]:
 class CppKernel(NativeKernel[CppPlan]):
     """A generated C++ file and the libraries built from it."""
 
-    def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
-        super().__init__(text, title, source, facts)
+    def __init__(self, text: str, title: str, source: str, facts: Facts, fast_math: bool) -> None:
+        super().__init__(text, title, source, facts, fast_math)
         self._libraries: dict[tuple[str, torch.dtype, bool, int], Any] = {}
 
     def surroundings(self, device: torch.device) -> int:

@@ -70,7 +70,14 @@ def generate(kernel: Kernel) -> dict[str, str]:
     return {SOURCE: source, FACTS: json.dumps(facts_of(kernel, schedule)._replace(flat=flat)._asdict())}
 
 
-def cut_of(facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int) -> Cut:
+def cut_of(
+    facts: Facts,
+    direction: str,
+    tensors: Sequence[torch.Tensor],
+    geometry: Geometry,
+    processors: int,
+    fast_math: bool = False,
+) -> Cut:
     """How a pass is cut for some shapes, with all options of the compiler.
 
     Raises:
@@ -85,6 +92,7 @@ def cut_of(facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geomet
     options = (
         f"-DSYMCONV_{direction.upper()}",
         *STORAGE[x.dtype],
+        *["-DSYMCONV_FAST_MATH"] * fast_math,
         *["-DSYMCONV_IGNORE"] * (geometry.ignore and any(map(any, geometry.padding))),
         *[f"-DRANKED={count}"] * (count > 0),
         *cut.options,
@@ -93,7 +101,12 @@ def cut_of(facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geomet
 
 
 def precompiled(
-    kernel: Kernel, architecture: str, dtype: torch.dtype, x: Sequence[int], geometry: Geometry
+    kernel: Kernel,
+    architecture: str,
+    dtype: torch.dtype,
+    x: Sequence[int],
+    geometry: Geometry,
+    fast_math: bool = False,
 ) -> dict[str, Resources]:
     """Put the modules that a layer needs into the cache, for both passes; no GPU is needed.
 
@@ -103,6 +116,7 @@ def precompiled(
         dtype: of the tensors.
         x: the shape of the input, `[N, C, *size]`.
         geometry: of the layer.
+        fast_math: as layers have it.
 
     Returns:
         what the functions take.
@@ -117,7 +131,7 @@ def precompiled(
     tensors = [torch.empty(x, dtype=dtype, device="meta") for role in files.facts.roles if role == "input"]
     found: dict[str, Resources] = {}
     for direction in ("forward", "backward"):
-        cut = cut_of(files.facts, direction, tensors, geometry, PROCESSORS.get(architecture, 128))
+        cut = cut_of(files.facts, direction, tensors, geometry, PROCESSORS.get(architecture, 128), fast_math)
         title = f"{kernel.title} (cuda, {architecture}, {direction}, {str(dtype).removeprefix('torch.')})"
         _, log = unspilled(files.source, cut.options, architecture, title)
         found |= resources_of(log)
@@ -138,8 +152,8 @@ def unspilled(source: str, options: Sequence[str], architecture: str, title: str
 class CudaKernel(NativeKernel[CudaPlan]):
     """A generated CUDA file and the modules built from it."""
 
-    def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
-        super().__init__(text, title, source, facts)
+    def __init__(self, text: str, title: str, source: str, facts: Facts, fast_math: bool) -> None:
+        super().__init__(text, title, source, facts, fast_math)
         self._modules: dict[tuple[Any, ...], Module] = {}
         #: The role of each tensor of a call that is a gradient; None for the others.
         self._roles = [*[None] * (len(self.lying) - len(facts.tensors)), *facts.roles]
@@ -168,7 +182,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CudaPlan:
         x = tensors[0]
-        cut = cut_of(self.facts, direction, tensors, geometry, self.processors(x.device))
+        cut = cut_of(self.facts, direction, tensors, geometry, self.processors(x.device), self.fast_math)
         told = cut.launches[0].geometry
         output = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
         module = self._module(direction, x.device, x.dtype, cut.options)
@@ -183,7 +197,8 @@ class CudaKernel(NativeKernel[CudaPlan]):
             return self._modules[key]
 
     def call(self, plan: CudaPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
-        arguments, held = plan.arguments(tensors, self.lying)
+        x, (arguments, held) = tensors[0], plan.arguments(tensors, self.lying)
+        assert x is not None
         gradients = [None if each is None else role for role, each in zip(self._roles, tensors)]
 
         def launch(each: Packed, scratch: torch.Tensor) -> None:
@@ -198,7 +213,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
                 launch(plan.packed(plan.cut.launches[0]._replace(function=measure, blocks=1)), sizes)
                 plan.scratch[:] = sizes.tolist()
             common, own = plan.scratch
-            scratch = self.empty((common + own * plan.cut.blocks,), torch.uint8, plan.device)
+            scratch = self.empty(x, (common + own * plan.cut.blocks,), torch.uint8)
             for each in plan.launches(gradients, tuple(numbers)):
                 launch(each, scratch)
         del held
@@ -217,8 +232,8 @@ class EmulatedKernel(CudaKernel):
     def on(self, device: torch.device) -> AbstractContextManager[Any]:
         return nullcontext()
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        found = super().empty(shape, dtype, device)
+    def empty(self, x: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
+        found = super().empty(x, shape, dtype)
         found.view(torch.uint8).fill_(0xFF) if found.numel() else None
         return found
 

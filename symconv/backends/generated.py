@@ -29,7 +29,7 @@ class GeneratingBackend(Generic[K]):
     files: tuple[str, ...]
 
     def __init__(self) -> None:
-        self._compiled: dict[tuple[str, str], K] = {}
+        self._compiled: dict[tuple[str, str, bool], K] = {}
         self._renew_lock()
         if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
             os.register_at_fork(after_in_child=self._renew_lock)
@@ -41,17 +41,17 @@ class GeneratingBackend(Generic[K]):
         """The files of a cache entry: the source, and the facts that spare the next process the derivation."""
         raise NotImplementedError
 
-    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> K:
+    def loaded(self, kernel: Kernel, files: Mapping[str, str], fast_math: bool) -> K:
         """The kernel, from its files."""
         raise NotImplementedError
 
-    def compile(self, kernel: Kernel) -> K:
-        key = kernel.text, kernel.title
+    def compile(self, kernel: Kernel, fast_math: bool = False) -> K:
+        key = kernel.text, kernel.title, fast_math
         if (found := self._compiled.get(key)) is not None:
             return found
         with self._lock:
             if key not in self._compiled:
-                self._compiled[key] = self.loaded(kernel, self._files(kernel))
+                self._compiled[key] = self.loaded(kernel, self._files(kernel), fast_math)
             return self._compiled[key]
 
     def _files(self, kernel: Kernel) -> Mapping[str, str]:

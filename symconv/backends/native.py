@@ -41,8 +41,8 @@ class NativeKernel(Generic[P]):
     A backend says how a call is cut (`planned`) and carried out (`call`).
     """
 
-    def __init__(self, text: str, title: str, source: str, facts: Facts) -> None:
-        self.text, self.title, self.source, self.facts = text, title, source, facts
+    def __init__(self, text: str, title: str, source: str, facts: Facts, fast_math: bool) -> None:
+        self.text, self.title, self.source, self.facts, self.fast_math = text, title, source, facts, fast_math
         self.kept = tuple(facts.kept)
         self.has_gradient = frozenset(facts.has_gradient)
         self._broken = False
@@ -68,9 +68,9 @@ class NativeKernel(Generic[P]):
         """Carry out a call, for the tensors in the order of `lying`."""
         raise NotImplementedError
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Memory that a call will write."""
-        return torch.empty(shape, dtype=dtype, device=device)
+    def empty(self, x: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Memory that a call will write, where x is and of its dtype or another one."""
+        return x.new_empty(shape, dtype=dtype)
 
     def forward(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
@@ -79,11 +79,11 @@ class NativeKernel(Generic[P]):
         plan = self._plan("forward", tensors, geometry)
         if plan is None:
             return self._instead.forward(tensors, numbers, geometry)
-        output = self.empty(plan.output_shape, x.dtype, x.device)
+        output = self.empty(x, plan.output_shape)
         kept = []
         for kind in self.kept:
             dtype = torch.int32 if kind == "position" else torch.promote_types(x.dtype, torch.float32)
-            kept.append(self.empty(plan.output_shape, dtype, x.device))
+            kept.append(self.empty(x, plan.output_shape, dtype))
         self.call(plan, [*tensors, output, *kept], numbers)
         return output, tuple(kept)
 
@@ -166,6 +166,6 @@ class NativeBackend(GeneratingBackend[N]):
     def source(self, kernel: Kernel) -> str:
         return self.compile(kernel).source
 
-    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> N:
+    def loaded(self, kernel: Kernel, files: Mapping[str, str], fast_math: bool) -> N:
         source, facts = (files[name] for name in self.files)
-        return self.kernel_type(kernel.text, kernel.title, source, Facts(**json.loads(facts)))
+        return self.kernel_type(kernel.text, kernel.title, source, Facts(**json.loads(facts)), fast_math)

@@ -250,22 +250,24 @@ class Plan:
 
     def arguments(
         self, tensors: Sequence[torch.Tensor | None], lying: Sequence[tuple[str, str]]
-    ) -> tuple[Any, list[torch.Tensor | None]]:
+    ) -> tuple[Any, Sequence[torch.Tensor | None]]:
         """The tensors as the library reads them, and those that must live until it returns.
 
         Args:
             tensors: operands, values per window, gradients; None for a gradient that is not wanted.
             lying: the role and the axes of each.
         """
-        tensors = [
-            tensor.contiguous() if tensor is not None and role in PACKED else tensor
-            for tensor, (role, _) in zip(tensors, lying)
-        ]
         said = tuple([tensor if tensor is None else tensor.is_contiguous() or tensor.stride() for tensor in tensors])
         found = self._layouts.get(said)
         if found is None:
+            tensors = [
+                tensor.contiguous() if tensor is not None and role in PACKED else tensor
+                for tensor, (role, _) in zip(tensors, lying)
+            ]
             numbers = [n for tensor, each in zip(tensors, lying) for n in self._layout(tensor, *each)]
-            found = self._layouts[said] = (ctypes.c_int64 * len(numbers))(*numbers)
+            found = (ctypes.c_int64 * len(numbers))(*numbers)
+            if all(each is None or each is True or role not in PACKED for each, (role, _) in zip(said, lying)):
+                self._layouts[said] = found
         arguments = type(found).from_buffer_copy(found)  # other threads may be calling
         for index, tensor in enumerate(tensors):
             if tensor is not None:

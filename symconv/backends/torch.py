@@ -51,7 +51,7 @@ class TorchBackend(GeneratingBackend["TorchKernel"]):
     def generate(self, kernel: Kernel) -> dict[str, str]:
         return generate(kernel)
 
-    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> TorchKernel:
+    def loaded(self, kernel: Kernel, files: Mapping[str, str], fast_math: bool) -> TorchKernel:
         return TorchKernel(files[SOURCE], files[FACTS])
 
 

@@ -330,6 +330,14 @@ template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return emula
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
 
+// Approximations, as far from exact as a GPU's near 0: 22 bits.
+inline float emulated_approximation(double value) { return float(value * (1 + 0x1p-22)); }
+inline float __expf(float z) { return emulated_approximation(exp(double(z))); }
+inline float __logf(float z) { return emulated_approximation(log(double(z))); }
+inline float __sinf(float z) { return emulated_approximation(sin(double(z))); }
+inline float __cosf(float z) { return emulated_approximation(cos(double(z))); }
+inline float __tanf(float z) { return emulated_approximation(tan(double(z))); }
+
 template <class To, class From> To emulated_bits(From from)
 {
     static_assert(sizeof(To) == sizeof(From));

@@ -17,6 +17,9 @@
 
 #ifdef SYMCONV_CUDA
 #include "warp.hpp"
+#ifdef SYMCONV_FAST_MATH
+#include "intrinsics.hpp"
+#endif
 #else
 #include "vector.hpp"
 #endif
@@ -267,7 +270,9 @@ SYMCONV_INLINE vec exp_less(vec z, vec excess)
 #endif
 }
 
+#ifndef SYMCONV_FAST_MATH
 SYMCONV_INLINE vec exp(vec z) { return exp_less(z, vec{}); }
+#endif
 
 SYMCONV_INLINE vec expm1(vec z)
 {
@@ -297,6 +302,7 @@ SYMCONV_INLINE vec log_edges(vec z, vec inside)
     return where(z > 0, where(z < infinity, inside, z), where(z == 0, -infinity, not_a_number));
 }
 
+#ifndef SYMCONV_FAST_MATH
 SYMCONV_INLINE vec log(vec z)
 {
     const ivec denormal = z < 0x1p-126f;
@@ -306,6 +312,7 @@ SYMCONV_INLINE vec log(vec z)
     const vec k = converted(exponent) * 0x1p-23f - where(denormal, 23, splat(0));
     return log_edges(z, k * LN2 + log1p_near_zero(m));
 }
+#endif
 
 SYMCONV_INLINE vec log1p(vec z)
 {
@@ -380,6 +387,7 @@ SYMCONV_INLINE vec pow(vec a, vec p)
 }
 
 // -- float32: trigonometric functions ---------------------------------------------------------------------------------
+#ifndef SYMCONV_FAST_MATH
 
 /// pi/2 in three parts, each cut off and not rounded: so none is negative, and -0 stays -0.
 constexpr float HALF_PI = 0x1.921fb4p0f, HALF_PI_2 = 0x1.4442dp-24f, HALF_PI_3 = 0x1.846988p-48f;
@@ -451,6 +459,7 @@ SYMCONV_INLINE vec tan(vec z)
     return where((bits(rounded) << 31) != 0, better, value);
 }
 
+#endif
 #endif
 
 // -- Functions of other functions -------------------------------------------------------------------------------------
