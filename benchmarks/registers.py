@@ -8,6 +8,7 @@ float32, a 3x3 layer of 64 filters; a row for each function that does the work. 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from rich.table import Table
 from symconv import zoo
 from symconv.backends import backends
 from symconv.backends.cuda import PROCESSORS, cut_of, unspilled
-from symconv.build.nvrtc import nvrtc_version, resources_of
+from symconv.build.nvrtc import nvrtc_version
 from symconv.geometry import Geometry
 
 WORK = ("forward", "backward_pixels", "backward_images", "backward_weights", "backward_gather")
@@ -42,9 +43,10 @@ def main() -> None:
         tensors = [torch.empty(INPUT, device="meta") for role in compiled.facts.roles if role == "input"]
         for architecture in options.arch:
             for direction in ("forward", "backward"):
-                cut = cut_of(compiled.facts, direction, tensors, geometry, PROCESSORS.get(architecture, 128))
-                code, log = unspilled(compiled.source, cut.options, architecture, name)
-                for function, found in resources_of(log).items():
+                processors = PROCESSORS.get(architecture, 128)
+                cuts = functools.partial(cut_of, compiled.facts, direction, tensors, geometry, processors, False)
+                cut, code, resources = unspilled(compiled.source, cuts, architecture, name)
+                for function, found in resources.items():
                     short = function.removeprefix("symconv_")
                     if short in WORK:
                         row = {"kernel": name, "architecture": architecture, "function": short, **found._asdict()}

@@ -10,9 +10,10 @@ import functools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -31,6 +32,8 @@ from .native_schedule import Facts, facts_of, line_of, ranked
 
 log = logging.getLogger("symconv")
 
+T = TypeVar("T")
+
 SOURCE = "kernel.cu"
 TAPS_AT_A_TIME = "-DTAPS_AT_A_TIME"
 #: Places in a line of windows are whole numbers of 32 bits.
@@ -40,7 +43,9 @@ PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}
 
 
 class Module(Protocol):
-    """What carries out launches."""
+    """What carries out launches.  `spilled` are the functions that spill registers."""
+
+    spilled: Sequence[str]
 
     def launch(self, function: str, blocks: int, threads: int, near: int, call: bytes) -> None:
         """Run a function in `blocks` blocks of `threads` threads, with `near` bytes of shared memory for each block;
@@ -77,8 +82,9 @@ def cut_of(
     geometry: Geometry,
     processors: int,
     fast_math: bool = False,
+    smaller: Mapping[str, int] = MappingProxyType({}),
 ) -> Cut:
-    """How a pass is cut for some shapes, with all options of the compiler.
+    """How a pass is cut for some shapes, with all options of the compiler; `smaller` as `fitted` gives it.
 
     Raises:
         BackendError: if an image is too large.
@@ -86,7 +92,7 @@ def cut_of(
     x = tensors[0]
     if (length := line_of(x, geometry).length) >= MOST_WINDOWS:
         raise BackendError(f"the windows of one image are {length}; CUDA kernels count fewer than 2**31")
-    cut = flat_cut(facts, direction, tensors, geometry, processors)
+    cut = flat_cut(facts, direction, tensors, geometry, processors, smaller)
     cut = cut or block_cut(facts, direction, tensors, geometry, processors)
     count = ranked(facts, x, geometry)
     options = (
@@ -131,22 +137,60 @@ def precompiled(
     tensors = [torch.empty(x, dtype=dtype, device="meta") for role in files.facts.roles if role == "input"]
     found: dict[str, Resources] = {}
     for direction in ("forward", "backward"):
-        cut = cut_of(files.facts, direction, tensors, geometry, PROCESSORS.get(architecture, 128), fast_math)
+        processors = PROCESSORS.get(architecture, 128)
+        cuts = functools.partial(cut_of, files.facts, direction, tensors, geometry, processors, fast_math)
         title = f"{kernel.title} (cuda, {architecture}, {direction}, {str(dtype).removeprefix('torch.')})"
-        _, log = unspilled(files.source, cut.options, architecture, title)
-        found |= resources_of(log)
+        _, _, resources = unspilled(files.source, cuts, architecture, title)
+        found |= resources
     return found
 
 
-def unspilled(source: str, options: Sequence[str], architecture: str, title: str) -> tuple[bytes, str]:
-    """Machine code and what ptxas says of it.  Where registers are spilled, fewer rounds of a loop are under way."""
+def machine_code(
+    source: str, options: Sequence[str], architecture: str, title: str
+) -> tuple[bytes, dict[str, Resources]]:
+    """Machine code and what its functions take.  Where registers are spilled, fewer rounds of a loop are under way."""
     taps = next(int(option.partition("=")[2]) for option in options if option.startswith(TAPS_AT_A_TIME))
     others = [option for option in options if not option.startswith(TAPS_AT_A_TIME)]
     while True:
         code, log = cubin(source, static_headers(), [*others, f"{TAPS_AT_A_TIME}={taps}"], architecture, title)
-        if taps == 1 or not any(each.spilled for each in resources_of(log).values()):
-            return code, log
+        found = resources_of(log)
+        if taps == 1 or not spilling(found):
+            return code, found
         taps //= 2
+
+
+def spilling(resources: Mapping[str, Resources]) -> list[str]:
+    """The functions that spill registers."""
+    return [name for name, each in resources.items() if each.spilled]
+
+
+def fitted(cuts: Callable[[Mapping[str, int]], Cut], made: Callable[[Cut], tuple[T, Sequence[str]]]) -> tuple[Cut, T]:
+    """The cut with the largest tiles for which no function spills registers, if there is one, and what is made of it.
+
+    Args:
+        cuts: the cut, for how many times the tiles of each function are halved.
+        made: what is made of a cut, and which of its functions spill.
+    """
+    smaller: dict[str, int] = {}
+    while True:
+        cut = cuts(smaller)
+        found, spilled = made(cut)
+        smaller = smaller | {name: smaller.get(name, 0) + 1 for name in spilled}
+        if not spilled or cuts(smaller).options == cut.options:
+            return cut, found
+
+
+def unspilled(
+    source: str, cuts: Callable[[Mapping[str, int]], Cut], architecture: str, title: str
+) -> tuple[Cut, bytes, dict[str, Resources]]:
+    """The cut that `fitted` finds for an architecture, its machine code and what the functions take."""
+
+    def made(cut: Cut) -> tuple[tuple[bytes, dict[str, Resources]], list[str]]:
+        found = machine_code(source, cut.options, architecture, title)
+        return found, spilling(found[1])
+
+    cut, (code, resources) = fitted(cuts, made)
+    return cut, code, resources
 
 
 class CudaKernel(NativeKernel[CudaPlan]):
@@ -167,8 +211,8 @@ class CudaKernel(NativeKernel[CudaPlan]):
     def built(self, device: torch.device, options: Sequence[str], description: str) -> Module:
         """The module for a device."""
         major, minor = torch.cuda.get_device_capability(device)
-        code, _ = unspilled(self.source, options, f"sm_{major}{minor}", description)
-        return LoadedModule(code, self.title)
+        code, resources = machine_code(self.source, options, f"sm_{major}{minor}", description)
+        return LoadedModule(code, self.title, spilling(resources))
 
     def on(self, device: torch.device) -> AbstractContextManager[Any]:
         """Make a device the current one."""
@@ -182,10 +226,16 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CudaPlan:
         x = tensors[0]
-        cut = cut_of(self.facts, direction, tensors, geometry, self.processors(x.device), self.fast_math)
+        processors = self.processors(x.device)
+        cuts = functools.partial(cut_of, self.facts, direction, tensors, geometry, processors, self.fast_math)
+
+        def made(cut: Cut) -> tuple[Module, Sequence[str]]:
+            module = self._module(direction, x.device, x.dtype, cut.options)
+            return module, module.spilled
+
+        cut, module = fitted(cuts, made)
         told = cut.launches[0].geometry
         output = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
-        module = self._module(direction, x.device, x.dtype, cut.options)
         return CudaPlan(told.strip, told.filter_step, output, geometry.groups, cut, module, x.device)
 
     def _module(self, direction: str, device: torch.device, dtype: torch.dtype, options: tuple[str, ...]) -> Module:

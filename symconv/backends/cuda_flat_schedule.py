@@ -6,8 +6,9 @@ Nothing here changes a result but the order of the sums of a gradient of weights
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -88,16 +89,24 @@ def narrowed(tile: Tile, length: int, others: int, count: int, processors: int) 
 
 
 def flat_cut(
-    facts: Facts, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry, processors: int
+    facts: Facts,
+    direction: str,
+    tensors: Sequence[torch.Tensor],
+    geometry: Geometry,
+    processors: int,
+    smaller: Mapping[str, int] = MappingProxyType({}),
 ) -> Cut | None:
-    """How a pass is cut; None if it is not flat, or does not fit into shared memory."""
+    """How a pass is cut; None if it is not flat, or does not fit into shared memory.
+
+    `smaller` says how many times the tiles of a function are halved, because it would spill registers.
+    """
     backward = direction == "backward"
     if not facts.flat[backward]:
         return None
     x, line = tensors[0], line_of(tensors[0], geometry)
     real = 8 if x.dtype == torch.float64 else 4
     ignore = geometry.ignore and any(map(any, geometry.padding))
-    here = _Shape(facts, line, x.shape[0], geometry, real, ignore, processors)
+    here = _Shape(facts, line, x.shape[0], geometry, real, ignore, processors, smaller)
     return here.backward() if backward else here.forward()
 
 
@@ -110,6 +119,11 @@ class _Shape:
     real: int
     ignore: bool
     processors: int
+    smaller: Mapping[str, int]
+
+    def room(self, function: str, direction: str, held: int) -> int:
+        """How many results a thread holds in a function; see `room_of`."""
+        return max(room_of(self.facts, direction, held, self.real) >> self.smaller.get(f"symconv_{function}", 0), 1)
 
     @property
     def filters(self) -> int:
@@ -184,7 +198,7 @@ class _Shape:
 
     def forward(self) -> Cut | None:
         tables, _ = self.facts.flat[0]
-        room = room_of(self.facts, "forward", self.facts.state[0], self.real)
+        room = self.room("forward", "forward", self.facts.state[0])
         tile = tiled(room, 8, self.filters, 4)
         lines = self.images * self.line.lines
         tile = narrowed(tile, self.line.length, lines, self.filters, self.processors)
@@ -209,7 +223,7 @@ class _Shape:
         options: dict[str, int] = {}
         launches: list[Launch] = []
         if pixels:
-            room = room_of(self.facts, "backward", 2 * pixels, self.real)
+            room = self.room("backward_pixels", "backward", 2 * pixels)
             found = self._pixels(tiled(room, power_below(max(8 // max(turned, 2), 1)), self.channels, 4), slots)
             if found is None:
                 return None
@@ -217,7 +231,7 @@ class _Shape:
             options |= {"PIXEL_CHANNELS": tile.first, "PIXEL_VECTORS": tile.second}
             launches.append(launch)
         # The sums of a tile, and the weights that they depend on, are 48 numbers at most.
-        room = room_of(self.facts, "backward", 1, self.real)
+        room = self.room("backward_weights", "backward", 1)
         room = max(min(room, 3 * room // (2 * max(sinks + banks, 1))), 1)
         weights = self._weights(room, images, slots)
         if weights is None:

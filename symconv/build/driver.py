@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,9 +41,11 @@ class LoadedModule:
     Args:
         code: a cubin.
         title: of the kernel, for errors.
+        spilled: functions that spill registers.
     """
 
-    def __init__(self, code: bytes, title: str) -> None:
+    def __init__(self, code: bytes, title: str, spilled: Sequence[str] = ()) -> None:
+        self.spilled = spilled
         self.title, self._code, self._functions = title, code, dict[str, Any]()
         driver = _driver()
         torch.cuda.init()

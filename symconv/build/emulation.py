@@ -31,6 +31,8 @@ class EmulatedModule:
         order: in which the threads of a block take turns: 0 ascending, 1 descending, else at random with that seed.
     """
 
+    spilled: Sequence[str] = ()
+
     def __init__(self, library: Path, order: int = 0) -> None:
         self.order = order
         self._run = load(library).symconv_emulate
