@@ -24,12 +24,16 @@ WEIGHT_THREADS, WEIGHT_BLOCKS = 128, 3
 WARPS, WEIGHT_WARPS = THREADS // WARP, WEIGHT_THREADS // WARP
 #: Bytes of shared memory that a stage may take: two blocks of a multiprocessor then leave most of it to the cache.
 STAGE = 40 * 1024
+#: The same for gradients of weights: what a block may have without asking for more.
+WEIGHT_STAGE = 48 * 1024
 #: Bytes beside them, for `Windows`.
 WINDOWS = 512
 #: What it takes a block to begin and to end, in vectors of windows.
 BESIDE = 0.5
 #: Windows of a strip of the gradients of weights, at most, and blocks that share them.
-WEIGHT_STRIP, SHARES = 256, 64
+WEIGHT_STRIP, SHARES = 256, 128
+#: Instructions of a thread: to stage a number, around the arithmetic of a turn, and to begin with a strip.
+STAGING, AROUND, MEETING = 20, 10, 100
 
 
 class Tile(NamedTuple):
@@ -46,6 +50,25 @@ class Tile(NamedTuple):
     second: int
     rows: int
     columns: int
+
+
+class Banks(NamedTuple):
+    """How the gradients of weights are cut.
+
+    Args:
+        cost: about how many instructions it takes.
+        options: of the compiler: the filters and taps of a thread, and how many threads of a warp have tiles of their
+            own below and beside one another; the others share the windows.
+        launch: the launch.
+        shares: blocks that share the windows.
+        sums: blocks that leave sums.
+    """
+
+    cost: float
+    options: dict[str, int]
+    launch: Launch
+    shares: int
+    sums: int
 
 
 def power_above(n: int) -> int:
@@ -236,13 +259,13 @@ class _Shape:
         weights = self._weights(room, images, slots)
         if weights is None:
             return None
-        tile, launch, shares, sums = weights
-        options |= {"BANK_FILTERS": tile.first, "BANK_TAPS": tile.second}
+        options |= weights.options
+        launch = weights.launch
         beside = launch._replace(blocks=2 * self.processors, near=0)
         prepare = beside._replace(function="symconv_backward_prepare", gradients=None)
         gather = beside._replace(function="symconv_backward_gather")
         launches = [prepare, *launches, launch, gather]
-        return Cut(self.options("backward", **options), tuple(launches), shares, sums)
+        return Cut(self.options("backward", **options), tuple(launches), weights.shares, weights.sums)
 
     def _pixels(self, tile: Tile, slots: int) -> tuple[Tile, Launch] | None:
         lines = self.images * self.line.lines * self.line.planes
@@ -257,38 +280,56 @@ class _Shape:
         launch = self.launched("symconv_backward_pixels", units, self.line.told(strip, 1))
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
 
-    def _weights(self, room: int, images: int, slots: int) -> tuple[Tile, Launch, int, int] | None:
+    def _weights(self, room: int, images: int, slots: int) -> Banks | None:
+        """The tiles with which the gradients of weights are soonest done."""
+        lanes = [(down, across) for down in (1, 2, 4, 8) for across in (1, 2, 4, 8) if down * across <= WARP // 2]
+        found = [self._banks(room, images, slots, *each) for each in lanes]
+        return min((each for each in found if each is not None), key=lambda each: each.cost, default=None)
+
+    def _banks(self, room: int, images: int, slots: int, down: int, across: int) -> Banks | None:
+        """Tiles for warps of `down` times `across` threads that have tiles of their own; None without room for them."""
         count = self.channels * self.taps
         first = min(4, power_above(self.filters), room)
-        second = max(min(8, room // first, count), 1)
-        rows = min(2, power_above(-(-self.filters // first)))
-        tile = Tile(first, second, rows, min(WEIGHT_WARPS // rows, power_above(-(-count // second))))
-        step, across = tile.first * tile.rows, tile.second * tile.columns
-        most = min(max((across - 2) // self.taps + 2, 1), self.channels) if images else 0
-        strip = min(WEIGHT_STRIP, -(-self.line.length // WARP) * WARP)
+        if down > 1 and first * down >= 2 * self.filters:
+            return None
+        rows = min(2, power_above(-(-self.filters // (first * down))))
+        second = min(8, room // first, -(-count // across))
+        columns = min(WEIGHT_WARPS // rows, power_above(-(-count // (second * across))))
+        step, wide = first * down * rows, second * across * columns
+        most = min(max((wide - 2) // self.taps + 2, 1), self.channels) if images else 0
+
+        def staged(strip: int) -> int:
+            planes = (most + self.ignore) * self.planes(strip)
+            return planes + (slots * step + 1) * (strip + WARP // down)
 
         def near(strip: int) -> int:
-            planes = (most + self.ignore) * self.planes(strip)
-            return WINDOWS + 2 * (planes + (slots * step + 1) * strip) * self.real
+            return WINDOWS + 2 * staged(strip) * self.real
 
-        while strip > WARP and near(strip) > STAGE:
+        strip = min(WEIGHT_STRIP, -(-self.line.length // WARP) * WARP)
+        while strip > WARP and near(strip) > WEIGHT_STAGE:
             strip = -(-strip // (2 * WARP)) * WARP
-        if near(strip) > STAGE:
+        if near(strip) > WEIGHT_STAGE:
             return None
         strips = self.batch * self.line.lines * -(-self.line.length // strip)
         ranges = self.geometry.groups * -(-self.filters // step)
-        units = ranges * -(-count // across)
-        shares = min(
-            range(1, max(min(strips, SHARES), 1) + 1),
-            key=lambda n: (-(-units * n // self.processors) * -(-strips // n) + 0.1 * n, n),
-        )
+        units, together = ranges * -(-count // wide), self.processors * WEIGHT_BLOCKS
+
+        def rounds(shares: int) -> float:
+            return -(-units * shares // together) * -(-strips // shares) + 0.1 * shares
+
+        shares = min(range(1, max(min(strips, SHARES), 1) + 1), key=lambda n: (rounds(n), n))
+        slices = WEIGHT_WARPS // (rows * columns)
+        turns = -(-strip * down * across // (WARP * slices))
+        arithmetic = turns * (first * second * max(self.facts.cost[1], 1) + first + second + AROUND)
+        cost = rounds(shares) * (arithmetic + staged(strip) / WEIGHT_THREADS * STAGING + MEETING)
         launch = Launch(
             "symconv_backward_weights",
-            min(units * shares, self.processors * WEIGHT_BLOCKS),
+            min(units * shares, together),
             WEIGHT_THREADS,
             self.line.told(strip, step),
             near=near(strip),
-            columns=tile.columns,
+            columns=columns,
             gradients=("weight", "bias", "param"),
         )
-        return tile, launch, shares, ranges * shares
+        options = {"BANK_FILTERS": first, "BANK_TAPS": second, "LANE_FILTERS": down, "LANE_TAPS": across}
+        return Banks(cost, options, launch, shares, ranges * shares)

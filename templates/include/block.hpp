@@ -224,12 +224,8 @@ struct BankSink {
             sums[(slice * filters + f) * count + k] += value;
     }
 
-    /// The same where nothing was before.
-    void put(int64_t slice, int64_t f, int64_t k, real value) const
-    {
-        if (lane() == 0)
-            sums[(slice * filters + f) * count + k] = value;
-    }
+    /// The same where nothing was before, by one thread.
+    void put(int64_t slice, int64_t f, int64_t k, real value) const { sums[(slice * filters + f) * count + k] = value; }
 };
 
 /// Where the blocks have left their sums: `shares` blocks for each range of `step` filters of a group.

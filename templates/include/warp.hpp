@@ -219,11 +219,12 @@ SYMCONV_INLINE bool any_greater(vec value, real bound) { return value.value > bo
 
 // -- Sums -------------------------------------------------------------------------------------------------------------
 
-/// The sum of a vector, by adding the upper half to the lower half until one number is left: always in that order.
-SYMCONV_INLINE real total(vec value)
+/// The sum of a vector, or of each N numbers of it that lie side by side, by adding the upper half to the lower half until
+/// one number is left: always in that order.
+template <int N = WIDTH> SYMCONV_INLINE real total(vec value)
 {
     real sum = value.value;
-    for (int half = WIDTH / 2; half; half /= 2)
+    for (int half = N / 2; half; half /= 2)
         sum += __shfl_xor_sync(0xffffffff, sum, half);
     return sum;
 }
