@@ -56,8 +56,8 @@ class CopyingBackend(CudaBackend):
     device = "cpu"
     what = "copies of tensors of the CPU"
 
-    def loaded(self, kernel: Kernel, files: Mapping[str, str]) -> CopyingKernel:  # type: ignore[override]
-        return CopyingKernel(super().loaded(kernel, files), "cuda")
+    def loaded(self, kernel: Kernel, files: Mapping[str, str], fast_math: bool) -> CopyingKernel:  # type: ignore[override]
+        return CopyingKernel(super().loaded(kernel, files, fast_math), "cuda")
 
 
 def install() -> None:
