@@ -22,8 +22,6 @@ from .native_schedule import Facts, Line, NativeGeometry, line_of, power_below
 THREADS, BLOCKS = 256, 2
 WEIGHT_THREADS, WEIGHT_BLOCKS = 128, 3
 WARPS, WEIGHT_WARPS = THREADS // WARP, WEIGHT_THREADS // WARP
-#: So few results of a thread leave registers for another block.
-FEW = 4
 #: Bytes of shared memory that a stage may take: two blocks of a multiprocessor then leave most of it to the cache.
 STAGE = 40 * 1024
 #: The same for gradients of weights: what a block may have without asking for more.
@@ -174,9 +172,7 @@ class _Shape:
         """Numbers of all planes of a channel."""
         return self.line.planes * self.plane(strip)
 
-    def staged(
-        self, beside: int, each: int, tables: int, count: int, once: int = 0, ahead: bool = False
-    ) -> tuple[int, int]:
+    def staged(self, beside: int, each: int, tables: int, count: int, once: int = 0) -> tuple[int, int]:
         """How many channels or filters a stage has, 0 if not one finds room, and the bytes of shared memory.
 
         Args:
@@ -184,22 +180,18 @@ class _Shape:
             each: numbers in a buffer for each of `count` channels or filters.
             tables: numbers for each, whichever buffer it is in.
             once: numbers in a buffer beside.
-            ahead: whether there are two buffers even where one stage is all.
         """
         room = STAGE // self.real - beside
         stage, buffers = min((room - once) // (each + tables), count), 1
-        if stage < count or ahead:
-            stage, buffers = min((room - 2 * once) // (2 * each + tables), count), 2
+        if stage < count:
+            stage, buffers = (room - 2 * once) // (2 * each + tables), 2
         stage = -(-count // -(-count // stage)) if stage > 0 else 0  # of about the same size
         return stage, WINDOWS + (beside + buffers * (stage * each + once) + stage * tables) * self.real
 
-    def blocks_at_a_time(self, results: int) -> int:
-        """Blocks of a multiprocessor, which share its registers: more where a thread holds few results."""
-        return 1 if self.real == 8 else BLOCKS + (results <= FEW)
-
     @property
-    def backward_blocks(self) -> int:
-        return self.blocks_at_a_time(FEW + 1)
+    def blocks_at_a_time(self) -> int:
+        """Blocks of a multiprocessor: half the registers for each, or all."""
+        return 1 if self.real == 8 else BLOCKS
 
     def taps_at_a_time(self, direction: str) -> int:
         """Rounds of an innermost loop that are under way at a time, so that none waits for what it reads."""
@@ -212,19 +204,20 @@ class _Shape:
         _, banks = self.facts.flat[0]
         return 6 // (banks + self.facts.state[0] - 1 or 1) if cost <= 2 else 2
 
-    def options(self, direction: str, blocks: int, **tiles: int) -> tuple[str, ...]:
+    def options(self, direction: str, **tiles: int) -> tuple[str, ...]:
         named = {
             "THREADS": THREADS,
             "WEIGHT_THREADS": WEIGHT_THREADS,
             "WEIGHT_BLOCKS": WEIGHT_BLOCKS,
-            "BLOCKS_AT_A_TIME": blocks,
+            "BLOCKS_AT_A_TIME": self.blocks_at_a_time,
             "TAPS_AT_A_TIME": self.taps_at_a_time(direction),
             **tiles,
         }
         return ("-DFLAT", *[f"-D{name}={value}" for name, value in named.items()])
 
-    def launched(self, function: str, units: int, blocks: int, told: NativeGeometry) -> Launch:
-        return Launch(function, max(min(units, self.processors * blocks), 1), THREADS, told)
+    def launched(self, function: str, units: int, told: NativeGeometry) -> Launch:
+        room = self.processors * self.blocks_at_a_time
+        return Launch(function, max(min(units, room), 1), THREADS, told)
 
     def forward(self) -> Cut | None:
         tables, _ = self.facts.flat[0]
@@ -234,16 +227,14 @@ class _Shape:
         tile = narrowed(tile, self.line.length, lines, self.filters, self.processors)
         strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
         beside = self.planes(strip) if self.ignore else 0
-        entries = (tables + self.ignore) * self.taps
-        stage, near = self.staged(beside, self.planes(strip), entries, self.channels, ahead=True)
+        stage, near = self.staged(beside, self.planes(strip), (tables + self.ignore) * self.taps, self.channels)
         if stage < 1:
             return None
         units = lines * -(-self.line.length // strip) * -(-self.filters // step)
         told = self.line.told(strip, step)
-        blocks = self.blocks_at_a_time(tile.first * tile.second)
-        launch = self.launched("symconv_forward", units, blocks, told)._replace(near=near, stage=stage)
+        launch = self.launched("symconv_forward", units, told)._replace(near=near, stage=stage)
         prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, near=0)
-        options = self.options("forward", blocks, FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
+        options = self.options("forward", FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
         return Cut(options, (prepare, launch))
 
     def backward(self) -> Cut | None:
@@ -274,9 +265,7 @@ class _Shape:
         prepare = beside._replace(function="symconv_backward_prepare", gradients=None)
         gather = beside._replace(function="symconv_backward_gather")
         launches = [prepare, *launches, launch, gather]
-        return Cut(
-            self.options("backward", self.backward_blocks, **options), tuple(launches), weights.shares, weights.sums
-        )
+        return Cut(self.options("backward", **options), tuple(launches), weights.shares, weights.sums)
 
     def _pixels(self, tile: Tile, slots: int) -> tuple[Tile, Launch] | None:
         lines = self.images * self.line.lines * self.line.planes
@@ -284,11 +273,11 @@ class _Shape:
         tile = narrowed(tile, length, lines, self.channels, self.processors)
         strip = tile.columns * tile.second * WARP
         wide = strip + self.line.halo
-        stage, near = self.staged(2 * self.taps, slots * wide, 0, self.filters, wide, ahead=True)
+        stage, near = self.staged(2 * self.taps, slots * wide, 0, self.filters, wide)
         if stage < 1:
             return None
         units = lines * -(-length // strip) * -(-self.channels // (tile.first * tile.rows))
-        launch = self.launched("symconv_backward_pixels", units, self.backward_blocks, self.line.told(strip, 1))
+        launch = self.launched("symconv_backward_pixels", units, self.line.told(strip, 1))
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
 
     def _weights(self, room: int, images: int, slots: int) -> Banks | None:
