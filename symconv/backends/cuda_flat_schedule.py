@@ -28,8 +28,8 @@ STAGE = 40 * 1024
 WEIGHT_STAGE = 48 * 1024
 #: Bytes beside them, for `Windows`.
 WINDOWS = 512
-#: What it takes a block to begin and to end, in vectors of windows.
-BESIDE = 0.5
+#: What it takes a warp to begin and to end, in instructions, and in vectors of windows or pixels at least.
+BESIDE, LEAST_BESIDE = 500, 0.5
 #: Windows of a strip of the gradients of weights, at most, and blocks that share them.
 WEIGHT_STRIP, SHARES = 256, 128
 #: Instructions of a thread: to stage a number, around the arithmetic of a turn, and to begin with a strip.
@@ -84,14 +84,14 @@ def room_of(facts: Facts, direction: str, held: int, real: int) -> int:
     return max(power_below(room * 4 // real // power_above(held)), 1)
 
 
-def tiled(room: int, most: int, count: int, wide: int) -> Tile:
-    """A tile for `count` filters or channels, of which a warp holds `most`, beside up to `wide` vectors."""
+def tiled(room: int, most: int, count: int) -> Tile:
+    """A tile for `count` filters or channels, of which a warp holds `most`, with the most vectors beside them."""
     first = min(most, power_above(count), room)
     rows = min(WARPS, power_above(-(-count // first)))
-    return Tile(first, max(min(wide, room // first), 1), rows, WARPS // rows)
+    return Tile(first, max(min(8 if first == 1 else 4, room // first), 1), rows, WARPS // rows)
 
 
-def narrowed(tile: Tile, length: int, others: int, count: int, processors: int) -> Tile:
+def narrowed(tile: Tile, length: int, others: int, count: int, processors: int, each: int) -> Tile:
     """The tile with so many vectors that the blocks are done soonest.
 
     Args:
@@ -100,12 +100,14 @@ def narrowed(tile: Tile, length: int, others: int, count: int, processors: int) 
         others: how many lines there are.
         count: filters or channels.
         processors: that share the blocks.
+        each: instructions for a result.
     """
+    beside = max(BESIDE / (tile.first * each), LEAST_BESIDE)
     ranges = others * -(-count // (tile.first * tile.rows))
 
     def rounds(vectors: int) -> float:
         strips = -(-length // (tile.columns * vectors * WARP))
-        return -(-strips * ranges // processors) * (vectors + BESIDE)
+        return -(-strips * ranges // processors) * (vectors + beside)
 
     candidates = [1 << k for k in range(tile.second.bit_length())]
     return tile._replace(second=min(reversed(candidates), key=rounds))
@@ -219,17 +221,20 @@ class _Shape:
         room = self.processors * self.blocks_at_a_time
         return Launch(function, max(min(units, room), 1), THREADS, told)
 
-    def forward(self) -> Cut | None:
+    def forward(self, vectors: int = 8) -> Cut | None:
+        """The cut with up to so many vectors in a tile, fewer where shared memory has no room for their planes."""
         tables, _ = self.facts.flat[0]
         room = self.room("forward", "forward", self.facts.state[0])
-        tile = tiled(room, 8, self.filters, 4)
+        tile = tiled(room, 8, self.filters)
+        tile = tile._replace(second=min(tile.second, vectors))
         lines = self.images * self.line.lines
-        tile = narrowed(tile, self.line.length, lines, self.filters, self.processors)
+        each = self.channels * self.taps * max(self.facts.cost[0], 1)
+        tile = narrowed(tile, self.line.length, lines, self.filters, self.processors, each)
         strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
         beside = self.planes(strip) if self.ignore else 0
         stage, near = self.staged(beside, self.planes(strip), (tables + self.ignore) * self.taps, self.channels)
         if stage < 1:
-            return None
+            return self.forward(tile.second // 2) if tile.second > 1 else None
         units = lines * -(-self.line.length // strip) * -(-self.filters // step)
         told = self.line.told(strip, step)
         launch = self.launched("symconv_forward", units, told)._replace(near=near, stage=stage)
@@ -247,7 +252,7 @@ class _Shape:
         launches: list[Launch] = []
         if pixels:
             room = self.room("backward_pixels", "backward", 2 * pixels)
-            found = self._pixels(tiled(room, power_below(max(8 // max(turned, 2), 1)), self.channels, 4), slots)
+            found = self._pixels(tiled(room, power_below(max(8 // max(turned, 2), 1)), self.channels), slots)
             if found is None:
                 return None
             tile, launch = found
@@ -270,12 +275,13 @@ class _Shape:
     def _pixels(self, tile: Tile, slots: int) -> tuple[Tile, Launch] | None:
         lines = self.images * self.line.lines * self.line.planes
         length = self.line.length + self.line.halo
-        tile = narrowed(tile, length, lines, self.channels, self.processors)
+        each = self.filters * self.taps * max(self.facts.cost[1], 1)
+        tile = narrowed(tile, length, lines, self.channels, self.processors, each)
         strip = tile.columns * tile.second * WARP
         wide = strip + self.line.halo
         stage, near = self.staged(2 * self.taps, slots * wide, 0, self.filters, wide)
         if stage < 1:
-            return None
+            return self._pixels(tile._replace(second=tile.second // 2), slots) if tile.second > 1 else None
         units = lines * -(-length // strip) * -(-self.channels // (tile.first * tile.rows))
         launch = self.launched("symconv_backward_pixels", units, self.line.told(strip, 1))
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
