@@ -442,7 +442,7 @@ def test_random_formulas(case: Case) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=4000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_many_random_formulas(case: Case) -> None:
     check_case(case, "torch")
@@ -725,7 +725,7 @@ def test_spoilt_texts(text: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=6_000, deadline=None)
 @given(text=spoilt())
 def test_many_spoilt_texts(text: str) -> None:
     event(check_text(text))
