@@ -39,7 +39,7 @@ bench: .venv/installed
 gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'this PyTorch sees no GPU'"
 	$(PYTHON) -m pip install --quiet --editable ".[bench,cuda,dev]"
-	$(PYTHON) -m pytest -q -n 4 -m "gpu and not slow" tests
+	$(PYTHON) -m pytest -q -n auto -m "gpu and not slow" tests
 	$(PYTHON) benchmarks/bench.py --device cuda --minutes 4 --seconds 0.1 --no-compile --json benchmarks/gpu.json --plot benchmarks/gpu.png $(BENCH)
 
 .venv/installed: pyproject.toml constraints.txt
