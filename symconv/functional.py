@@ -54,7 +54,7 @@ def _conv(
     if bias is not None:
         given["b"] = bias
     said = spelled(given, options, "conv", rank, kernel)
-    if (ready := _READY.get(said)) is not None:
+    if said is not None and (ready := _READY.get(said)) is not None:
         return convolve_now(ready.call, [given[name] for name in ready.names])
     return _conv_first(said, rank, kernel, given, **options)
 
@@ -103,7 +103,7 @@ def _pool(
 ) -> Tensor:
     given = {"x": input}
     said = spelled(given, options, "pool", rank, kernel, kernel_size, *args)
-    if (ready := _READY.get(said)) is not None:
+    if said is not None and (ready := _READY.get(said)) is not None:
         return convolve_now(ready.call, [given[name] for name in ready.names])
     return _pool_first(said, rank, kernel, given, kernel_size, *args, **options)
 
@@ -190,7 +190,7 @@ def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any
     Args: see `checked`.
     """
     said = None if torch.compiler.is_compiling() else described([signature.text, rank, *options], given)
-    if (ready := _READY.get(said)) is not None:
+    if said is not None and (ready := _READY.get(said)) is not None:
         return convolve_now(ready.call, [given[name] for name in ready.names])
     return run_first(said, signature, rank, given, *options)
 

@@ -194,8 +194,8 @@ def test_a_launch_sees_no_gradients_that_are_the_work_of_others() -> None:
     plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, cut, None, x.device)
     tensors = (ctypes.c_int64 * (5 * TENSOR))(*range(1, 5 * TENSOR + 1))
     sent = {}
-    for each in plan.launches([None, None, None, "input", "weight"], (0.5,)):
-        argument = each.argument(7, tensors)
+    for each in plan.launches([None, None, None, "input", "weight"]):
+        argument = each.argument(7, [0.5], tensors)
         head = len(argument) - ctypes.sizeof(tensors)
         assert argument[: head - 64] == bytes(each.launch.geometry)
         assert ctypes.c_int64.from_buffer_copy(argument, head - 64).value == 7

@@ -253,7 +253,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
         def launch(each: Packed, scratch: torch.Tensor) -> None:
             what = each.launch
-            argument = each.argument(scratch.data_ptr(), arguments)
+            argument = each.argument(scratch.data_ptr(), numbers, arguments)
             plan.module.launch(what.function, what.blocks, what.threads, what.near, argument)
 
         with self.on(plan.device):
@@ -264,7 +264,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
                 plan.scratch[:] = sizes.tolist()
             common, own = plan.scratch
             scratch = self.empty(x, (common + own * plan.cut.blocks,), torch.uint8)
-            for each in plan.launches(gradients, tuple(numbers)):
+            for each in plan.launches(gradients):
                 launch(each, scratch)
         del held
 

@@ -56,7 +56,7 @@ class Banks(NamedTuple):
     """How the gradients of weights are cut.
 
     Args:
-        cost: about how many instructions it takes.
+        cost: about how many instructions each window takes.
         options: of the compiler: the filters and taps of a thread, and how many threads of a warp have tiles of their
             own below and beside one another; the others share the windows.
         launch: the launch.
@@ -287,7 +287,7 @@ class _Shape:
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
 
     def _weights(self, room: int, images: int, slots: int) -> Banks | None:
-        """The tiles with which the gradients of weights are soonest done."""
+        """The tiles with which the gradients of weights are soonest done: the same ones for every size of a batch."""
         lanes = [(down, across) for down in (1, 2, 4, 8) for across in (1, 2, 4, 8) if down * across <= WARP // 2]
         found = [self._banks(room, images, slots, *each) for each in lanes]
         return min((each for each in found if each is not None), key=lambda each: each.cost, default=None)
@@ -327,7 +327,7 @@ class _Shape:
         slices = WEIGHT_WARPS // (rows * columns)
         turns = -(-strip * down * across // (WARP * slices))
         arithmetic = turns * (first * second * max(self.facts.cost[1], 1) + first + second + AROUND)
-        cost = rounds(shares) * (arithmetic + staged(strip) / WEIGHT_THREADS * STAGING + MEETING)
+        cost = units / strip * (arithmetic + staged(strip) / WEIGHT_THREADS * STAGING + MEETING)
         launch = Launch(
             "symconv_backward_weights",
             min(units * shares, together),

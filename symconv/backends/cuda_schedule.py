@@ -101,7 +101,7 @@ class Packed(NamedTuple):
 
     Args:
         launch: which one.
-        before, behind: its argument, before and behind the place of the scratch memory; the tensors come last.
+        before, behind: its argument before and behind the place of the scratch memory; numbers and tensors come last.
         others: the numbers of the tensors that are the work of other launches.
     """
 
@@ -110,13 +110,20 @@ class Packed(NamedTuple):
     behind: bytes
     others: list[int]
 
-    def argument(self, scratch: int, tensors: Any) -> bytes:
-        """The argument, for scratch memory at an address and tensors as `Plan.arguments` lays them out."""
+    def argument(self, scratch: int, numbers: Sequence[float], tensors: Any) -> bytes:
+        """The argument.
+
+        Args:
+            scratch: the address of scratch memory.
+            numbers: the constants of the formula.
+            tensors: as `Plan.arguments` lays them out.
+        """
         if self.others:
             tensors = type(tensors).from_buffer_copy(tensors)
             for index in self.others:
                 tensors[index * TENSOR] = 0
-        return b"".join((self.before, scratch.to_bytes(8, sys.byteorder), self.behind, tensors))
+        values = (ctypes.c_double * max(len(numbers), 1))(*numbers)
+        return b"".join((self.before, scratch.to_bytes(8, sys.byteorder), self.behind, values, tensors))
 
 
 @dataclass(frozen=True)
@@ -136,25 +143,24 @@ class CudaPlan(Plan):
     scratch: list[int] = field(default_factory=list, repr=False, init=False)
     _packed: dict[Any, list[Packed]] = field(default_factory=dict, repr=False, init=False)
 
-    def launches(self, gradients: Sequence[str | None], numbers: tuple[float, ...] = ()) -> list[Packed]:
+    def launches(self, gradients: Sequence[str | None]) -> list[Packed]:
         """The launches of a call, one after the other.
 
         Args:
             gradients: the roles of the tensors of a call that are gradients and are wanted; None for all others.
-            numbers: the constants of the formula.
         """
-        found = self._packed.get(said := (*gradients, numbers))
+        found = self._packed.get(said := tuple(gradients))
         if found is None:
             roles = {*gradients} - {None}
             wanted = [each for each in self.cut.launches if each.gradients is None or {*each.gradients} & roles]
-            found = self._packed[said] = [self.packed(each, gradients, numbers) for each in wanted]
+            found = self._packed[said] = [self.packed(each, gradients) for each in wanted]
         return found
 
-    def packed(self, launch: Launch, gradients: Sequence[str | None] = (), numbers: tuple[float, ...] = ()) -> Packed:
+    def packed(self, launch: Launch, gradients: Sequence[str | None] = ()) -> Packed:
         """A launch with what is always the same of its argument; see `launches`."""
         own = self.scratch[1] if self.scratch else 0
         beside = (own, launch.colour, launch.colours, self.cut.shares, launch.stage, launch.columns)
-        behind = bytes((ctypes.c_int64 * 6)(*beside)) + bytes((ctypes.c_double * max(len(numbers), 1))(*numbers))
+        behind = bytes((ctypes.c_int64 * 6)(*beside))
         others = [
             index
             for index, role in enumerate(gradients)
