@@ -146,9 +146,10 @@ def test_operators_pass_torchs_own_check(backend: str) -> None:
     geometry = sc.geometry.Geometry((2, 2), 2, (1, 1), ((0, 1), (1, 0)), (1, 1), 1)
     for formula in ("max(x + w)", "sum(w*x)", "logsumexp(w*x)"):
         torch.library.opcheck(
-            torch.ops.symconv.convolve.default, (formula, backend, version(), formula == "sum(w*x)", [], geometry.numbers(), [x, w]),
+            torch.ops.symconv.convolve.default,
+            (formula, backend, version(), formula == "sum(w*x)", [], geometry.numbers(), [x, w]),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic"),
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
