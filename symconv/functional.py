@@ -22,6 +22,9 @@ from .ops import Call, convolve, convolve_now
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
+#: Operands that have arguments of their own.
+ARGUMENTS = {"x": "input", "w": "weight", "b": "bias"}
+
 
 _parsed = functools.lru_cache(maxsize=1024)(Kernel)
 
@@ -53,6 +56,9 @@ def _conv(
         given["w"] = weight
     if bias is not None:
         given["b"] = bias
+    if twice := given.keys() & options.keys():
+        name = min(twice)
+        raise ArgumentTypeError(f"{name} was given twice: as {ARGUMENTS[name]} and by its name")
     said = spelled(given, options, "conv", rank, kernel)
     if said is not None and (ready := _READY.get(said)) is not None:
         return convolve_now(ready.call, [given[name] for name in ready.names])
@@ -64,6 +70,7 @@ def _conv_first(
     rank: int,
     kernel: KernelLike,
     given: dict[str, Any],
+    /,
     *,
     stride: IntOrInts = 1,
     padding: str | IntOrInts = 0,
@@ -102,6 +109,8 @@ def _pool(
     rank: int, kernel: KernelLike, input: Tensor, kernel_size: IntOrInts, args: tuple[Any, ...], options: dict[str, Any]
 ) -> Tensor:
     given = {"x": input}
+    if "x" in options:
+        raise ArgumentTypeError("x was given twice: as input and by its name")
     said = spelled(given, options, "pool", rank, kernel, kernel_size, *args)
     if said is not None and (ready := _READY.get(said)) is not None:
         return convolve_now(ready.call, [given[name] for name in ready.names])
@@ -113,6 +122,7 @@ def _pool_first(
     rank: int,
     kernel: KernelLike,
     given: dict[str, Any],
+    /,
     kernel_size: IntOrInts,
     stride: IntOrInts | None = None,
     padding: str | IntOrInts = 0,
@@ -277,7 +287,7 @@ def collect(
     for name, role, axes, bank, init in zip(
         signature.tensors, signature.roles, signature.axes, signature.banks, signature.inits
     ):
-        spelled = {"x": "input", "w": "weight", "b": "bias"}.get(name, name)
+        argument = ARGUMENTS.get(name, name)
         value = given.get(name)
         shape = operand_shape(axes, in_channels, geometry, bank)
         if role == "field":
@@ -285,13 +295,13 @@ def collect(
         if value is None and role == "param":
             value = torch.full(shape, init or 0.0, dtype=x.dtype, device=x.device)
         if value is None:
-            raise ArgumentTypeError(f"the formula names {name}: {spelled} is needed")
-        check_tensor(spelled, value, x)
+            raise ArgumentTypeError(f"the formula names {name}: {argument} is needed")
+        check_tensor(argument, value, x)
         if role == "input":
-            check_other_input(spelled, value, x, rank)
+            check_other_input(argument, value, x, rank)
         elif tuple(value.shape) != shape:
             raise ArgumentError(
-                f"{spelled} has shape {list(value.shape)}, expected {list(shape)} for in_channels={in_channels}, "
+                f"{argument} has shape {list(value.shape)}, expected {list(shape)} for in_channels={in_channels}, "
                 f"out_channels={geometry.out_channels}, groups={geometry.groups}, kernel_size={geometry.kernel_size}"
                 + (f", output size {output_size}" if role == "field" else "")
             )
@@ -415,8 +425,7 @@ def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"its operands are {', '.join(known)}"
-            spelled = {"w": "weight", "b": "bias"}.get(name, name)
-            raise ArgumentTypeError(f"{spelled} was given, but the formula has no {name}; {hint}")
+            raise ArgumentTypeError(f"{ARGUMENTS.get(name, name)} was given, but the formula has no {name}; {hint}")
 
 
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:

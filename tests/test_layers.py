@@ -384,6 +384,21 @@ def test_mistakes_get_a_message_that_names_the_argument(name: str) -> None:
     assert message in str(caught.value)
 
 
+def test_an_operand_is_given_once() -> None:
+    for options in ({"x": X}, {"w": W}):
+        with pytest.raises(sc.ArgumentTypeError, match=r"was given twice: as (input|weight) and by its name"):
+            sc.conv2d("sum(w*x)", X, W, **options)
+    with pytest.raises(sc.ArgumentTypeError, match="x was given twice"):
+        sc.pool2d("mean(x)", X, 2, x=X)
+    assert torch.equal(sc.conv2d("sum(w*x)", X, w=W), sc.conv2d("sum(w*x)", X, W))
+
+
+def test_operands_may_be_called_like_arguments_of_ours() -> None:
+    for name in ("rank", "given", "said"):
+        output = sc.conv2d(f"{name}: const = 2\nsum(w*x)*{name}", X, W, **{name: 3.0})
+        assert torch.equal(output, sc.conv2d("sum(w*x)", X, W) * 3)
+
+
 def test_fast_math_is_told_and_changes_nothing_on_a_cpu() -> None:
     layer = sc.Conv2d("sum(exp(w*x))", 4, 3, 3, fast_math=True)
     assert "fast_math=True" in repr(layer)
