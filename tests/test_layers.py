@@ -394,7 +394,7 @@ def test_an_operand_is_given_once() -> None:
 
 
 def test_operands_may_be_called_like_arguments_of_ours() -> None:
-    for name in ("rank", "given", "said"):
+    for name in ("rank", "said"):
         output = sc.conv2d(f"{name}: const = 2\nsum(w*x)*{name}", X, W, **{name: 3.0})
         assert torch.equal(output, sc.conv2d("sum(w*x)", X, W) * 3)
 
