@@ -105,7 +105,7 @@ def test_random_layers(backend: str, case: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_many_random_layers(backend: str, case: dict[str, Any]) -> None:
     check_case(case, backend)

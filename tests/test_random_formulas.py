@@ -450,7 +450,7 @@ def test_many_random_formulas(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "torch"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_random_formulas_compiled(backend: str, case: Case) -> None:
     """Fewer, because each example is a kernel to compile."""
