@@ -56,7 +56,7 @@ def _conv(
         given["w"] = weight
     if bias is not None:
         given["b"] = bias
-    if twice := given.keys() & options.keys():
+    if options and (twice := given.keys() & options.keys()):
         name = min(twice)
         raise ArgumentTypeError(f"{name} was given twice: as {ARGUMENTS[name]} and by its name")
     said = spelled(given, options, "conv", rank, kernel)

@@ -84,7 +84,7 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         arguments, held = plan.arguments(tensors, self.lying)
-        values = (ctypes.c_double * max(len(numbers), 1))(*numbers)
+        values = (ctypes.c_double * len(numbers))(*numbers) if numbers else None
         scratch = plan.scratch(arguments)
         plan.function(plan.geometry, arguments, values, scratch.data_ptr(), plan.threads)
         plan.give_back(scratch)
