@@ -85,7 +85,7 @@ def _conv_first(
     **operands: Any,
 ) -> Tensor:
     """A call of a function that was not made before."""
-    signature = _signature(kernel, True if "b" in given else None)
+    signature = _signature(kernel, True if "b" in given and "b" not in operands else None)
     given |= {name: value for name, value in operands.items() if value is not None}
     check_input("input", given["x"], rank)
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
@@ -146,7 +146,8 @@ def _pool_first(
     kernel_size = per_axis(kernel_size, rank, "kernel_size", 1)
     stride = kernel_size if stride is None else stride
     geometry = kernel_size, channels, stride, padding, dilation, channels, padding_mode, padding_value
-    return run_first(said, signature, rank, given | operands, *geometry, backend, fast_math)
+    given |= {name: value for name, value in operands.items() if value is not None}
+    return run_first(said, signature, rank, given, *geometry, backend, fast_math)
 
 
 # -- Calls that were made before: a training loop repeats itself ---------------------------------------------------
@@ -199,7 +200,7 @@ def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any
 
     Args: see `checked`.
     """
-    said = None if torch.compiler.is_compiling() else described([signature.text, rank, *options], given)
+    said = None if torch.compiler.is_compiling() else described([signature.text, rank, repr(options)], given)
     if said is not None and (ready := _READY.get(said)) is not None:
         return convolve_now(ready.call, [given[name] for name in ready.names])
     return run_first(said, signature, rank, given, *options)

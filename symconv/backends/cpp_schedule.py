@@ -83,7 +83,7 @@ class CppPlan(Plan):
         if not self._scratch_bytes:
             numbers = (ctypes.c_double * 16)()
             self._scratch_bytes.append(self.function(self.geometry, arguments, numbers, None, self.threads))
-        return torch.empty(self._scratch_bytes[0], dtype=torch.uint8)
+        return torch.empty(self._scratch_bytes[0], dtype=torch.uint8, device="cpu")
 
     def give_back(self, scratch: torch.Tensor) -> None:
         """Keep scratch memory for the next call, if there is so little that taking it anew takes longer than a call."""
