@@ -185,7 +185,7 @@ def spelled(
         kernel = kernel.text
     elif not isinstance(kernel, (str, sp.Expr)):
         return None
-    return described([kind, rank, kernel, repr(rest) if rest else "", repr(others) if others else ""], given)
+    return described([kind, rank, kernel, *options, repr(rest) if rest else "", repr(others) if others else ""], given)
 
 
 def described(said: list[Any], given: Mapping[str, Any]) -> Said:
