@@ -24,6 +24,8 @@ KernelLike: TypeAlias = Kernel | str | sp.Expr
 
 #: Operands that have arguments of their own.
 ARGUMENTS = {"x": "input", "w": "weight", "b": "bias"}
+#: Options whose value decides even where it is given as a tensor.
+NUMBERS = frozenset(["padding_value"])
 
 
 _parsed = functools.lru_cache(maxsize=1024)(Kernel)
@@ -60,9 +62,8 @@ def _conv(
         name = min(twice)
         raise ArgumentTypeError(f"{name} was given twice: as {ARGUMENTS[name]} and by its name")
     said = spelled(given, options, "conv", rank, kernel)
-    if said is not None and (ready := _READY.get(said)) is not None:
-        return convolve_now(ready.call, [given[name] for name in ready.names])
-    return _conv_first(said, rank, kernel, given, **options)
+    output = recalled(said, {**given, **options} if options else given)
+    return _conv_first(said, rank, kernel, given, **options) if output is None else output
 
 
 def _conv_first(
@@ -85,7 +86,7 @@ def _conv_first(
     **operands: Any,
 ) -> Tensor:
     """A call of a function that was not made before."""
-    signature = _signature(kernel, True if "b" in given and "b" not in operands else None)
+    signature = _signature(kernel, True if "b" in given else None)
     given |= {name: value for name, value in operands.items() if value is not None}
     check_input("input", given["x"], rank)
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
@@ -112,9 +113,8 @@ def _pool(
     if "x" in options:
         raise ArgumentTypeError("x was given twice: as input and by its name")
     said = spelled(given, options, "pool", rank, kernel, kernel_size, *args)
-    if said is not None and (ready := _READY.get(said)) is not None:
-        return convolve_now(ready.call, [given[name] for name in ready.names])
-    return _pool_first(said, rank, kernel, given, kernel_size, *args, **options)
+    output = recalled(said, {**given, **options} if options else given)
+    return _pool_first(said, rank, kernel, given, kernel_size, *args, **options) if output is None else output
 
 
 def _pool_first(
@@ -167,32 +167,38 @@ MAX_READY = 4096
 
 
 def spelled(
-    given: dict[str, Any], options: Mapping[str, Any], kind: str, rank: int, kernel: KernelLike, *others: Any
+    given: Mapping[str, Any], options: Mapping[str, Any], kind: str, rank: int, kernel: KernelLike, *others: Any
 ) -> Said:
-    """What the caller of a function said; None if it cannot be told.
-
-    By its spelling: True is equal to 1, and as a stride it is refused.  Tensors among the options go to `given`.
-    """
+    """What the caller of a function said; None if it cannot be told."""
     if torch.compiler.is_compiling():
         return None
-    rest = {}
-    for name, value in options.items():
-        if isinstance(value, Tensor):
-            given[name] = value
-        else:
-            rest[name] = value
     if isinstance(kernel, Kernel):
         kernel = kernel.text
     elif not isinstance(kernel, (str, sp.Expr)):
         return None
-    return described([kind, rank, kernel, *options, repr(rest) if rest else "", repr(others) if others else ""], given)
+    said = [kind, rank, kernel, repr(others) if others else "", *described(given)]
+    return (*said, "by name", *described(options)) if options else tuple(said)
 
 
-def described(said: list[Any], given: Mapping[str, Any]) -> Said:
-    """What was said, and what is known of operands without their values."""
+def described(given: Mapping[str, Any]) -> list[Any]:
+    """What is known of operands and options without the values of tensors.
+
+    By their spelling: True is equal to 1, and as a stride it is refused.
+    """
+    said: list[Any] = []
     for name, value in given.items():
-        said += (name, value.shape, value.dtype, value.device) if isinstance(value, Tensor) else (name, repr(value))
-    return tuple(said)
+        if isinstance(value, Tensor) and name not in NUMBERS:
+            said += (name, value.shape, value.dtype, value.device)
+        else:
+            said += (name, repr(value))
+    return said
+
+
+def recalled(said: Said, given: Mapping[str, Any]) -> Tensor | None:
+    """The output, if the same was said before."""
+    if said is None or (ready := _READY.get(said)) is None:
+        return None
+    return convolve_now(ready.call, [given[name] for name in ready.names])
 
 
 def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
@@ -200,10 +206,9 @@ def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any
 
     Args: see `checked`.
     """
-    said = None if torch.compiler.is_compiling() else described([signature.text, rank, repr(options)], given)
-    if said is not None and (ready := _READY.get(said)) is not None:
-        return convolve_now(ready.call, [given[name] for name in ready.names])
-    return run_first(said, signature, rank, given, *options)
+    said = None if torch.compiler.is_compiling() else (signature.text, rank, repr(options), *described(given))
+    output = recalled(said, given)
+    return run_first(said, signature, rank, given, *options) if output is None else output
 
 
 def run_first(said: Said, signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
@@ -271,8 +276,7 @@ def checked(
             padded = role == "input" and kept != pairs
             tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image
     is_plain = batched and kept == pairs and all(name in given for name in signature.tensors)
-    if not isinstance(fast_math, bool):
-        raise ArgumentTypeError(f"fast_math must be True or False, not {fast_math!r}")
+    check_fast_math(fast_math)
     call = Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers, fast_math)
     return call, tensors, batched, is_plain
 
@@ -419,6 +423,12 @@ def check_number(signature: Signature, name: str, value: Any) -> float:
     return float(value)
 
 
+def check_fast_math(fast_math: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(fast_math, bool):
+        raise ArgumentTypeError(f"fast_math must be True or False, not {fast_math!r}")
+
+
 def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
     """Refuse an operand that the formula does not name."""
     known = (*signature.tensors, *signature.numbers)
@@ -460,7 +470,8 @@ def conv2d(
         padding_value: for "constant".
         backend: "auto" or a backend's name.
         fast_math: let CUDA kernels in float32, float16 and bfloat16 use the GPU's own approximations of exp, log, sin,
-            cos and tan, which lose digits, most of all far from 0; other backends compute as always.
+            cos and tan, also within sigmoid, softmax and the like: about 21 bits behind the point, so that few digits
+            are left of log near 1 and of sin near 0, and fewer far from 0.  Other backends compute as always.
         kernel_size, out_channels: for a kernel without a weight to tell them.
         operands: the formula's other operands by name; a `param` or `const` left out takes its declared value.
 

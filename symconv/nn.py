@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
-from .functional import KernelLike, as_kernel, check_groups, check_number, operand_shape, run
+from .functional import KernelLike, as_kernel, check_fast_math, check_groups, check_number, operand_shape, run
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
 from .kernel import Initializer, Kernel
 from .language.axes import WindowNode
@@ -67,6 +67,7 @@ class Layer(nn.Module):
         self.padding_mode, self.padding_value = padding_mode, float(padding_value)
         if backend != "auto":
             backend_named(backend)
+        check_fast_math(fast_math)
         self.backend, self.fast_math = backend, fast_math
         self.constants = self._constants(options)
         self.initial = self._initial(options)
@@ -355,7 +356,8 @@ class Conv2d(Conv):
             what the kernel names, else Kaiming-uniform.
         backend: "auto" or a backend's name.
         fast_math: let CUDA kernels in float32, float16 and bfloat16 use the GPU's own approximations of exp, log, sin,
-            cos and tan, which lose digits, most of all far from 0; other backends compute as always.
+            cos and tan, also within sigmoid, softmax and the like: about 21 bits behind the point, so that few digits
+            are left of log near 1 and of sin near 0, and fewer far from 0.  Other backends compute as always.
         options: values for the formula's `const`s, initial values for its `param`s.
 
     Shapes: input `[N, in_channels, H, W]`, weight `[out_channels, in_channels / groups, *kernel_size]`, bias

@@ -8,11 +8,8 @@ opaque `torch.library` operators whose arguments name the kernel by its formula.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +32,7 @@ def version() -> str:
 version._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One use of a kernel, without its tensors."""
 
     formula: str
@@ -45,7 +41,7 @@ class Call:
     numbers: tuple[float, ...]
     fast_math: bool = False
 
-    @functools.cached_property
+    @property
     def kernel(self) -> Kernel:
         return kernel_of(self.formula)
 
@@ -141,8 +137,8 @@ class ConvolveBackward(torch.autograd.Function):
         tangent, dots = ctx.call.kernel.tangent(tuple(moving))
         values = dict(zip(names, tensors)) | dict(zip(dots, moving.values()))
         numbers = dict(zip(ctx.call.kernel.signature.numbers, ctx.call.numbers))
-        call = dataclasses.replace(
-            ctx.call, formula=tangent.text, numbers=tuple(numbers[name] for name in tangent.signature.numbers)
+        call = ctx.call._replace(
+            formula=tangent.text, numbers=tuple(numbers[name] for name in tangent.signature.numbers)
         )
         operands = [values[name] for name in call.names]
         # <gradients, directions> is the tangent contracted with grad_output: its gradients are the tangent's own.

@@ -22,7 +22,7 @@ import symconv as sc
 from symconv import zoo
 from symconv.backends import backends
 from symconv.backends.cuda import CudaBackend, cut_of, fitted, generate, precompiled, unspilled
-from symconv.backends.cuda_flat_schedule import flat_cut
+from symconv.backends.cuda_flat_schedule import STAGE, flat_cut
 from symconv.backends.cuda_schedule import CudaPlan, Cut, block_cut, blocks_at_a_time
 from symconv.backends.native_schedule import TENSOR, Facts
 from symconv.build import driver, emulation
@@ -153,10 +153,17 @@ def test_flat_cuts_fit_and_fill_a_gpu(shape: tuple[int, ...], filters: int, dtyp
     assert cut is not None
     for each in cut.launches:
         assert each.geometry.strip % 32 == 0
-        assert 0 <= each.near <= 48 * 1024
+        assert 0 <= each.near <= (48 * 1024 if each.function.endswith("_weights") else STAGE + 512)
         assert each.blocks >= 1
     if shape[0] * shape[2] * shape[3] * filters >= 2**18 and dtype == torch.float32:
         assert max(each.blocks for each in cut.launches if "prepare" not in each.function) >= 96
+
+
+def test_sums_of_wide_layers_take_as_much_memory_as_the_weights() -> None:
+    x = torch.empty(256, 2048, 14, 14, device="meta")
+    cut = flat_cut(facts("sum(w*x)"), "backward", [x], geometry((3, 3), 2048, 1), 132)
+    assert cut is not None
+    assert cut.shares == 1
 
 
 def test_what_does_not_fit_into_shared_memory_is_not_flat() -> None:
@@ -314,6 +321,11 @@ def test_tiles_are_halved_until_nothing_spills() -> None:
     assert fitted(cuts, made) == (cuts({"pixels": 2}), "built")
     limits = {"pixels": 0}  # it cannot be helped
     assert fitted(cuts, made) == (cuts({"pixels": 3}), "built")
+    limits = {"pixels": 4}
+    assert fitted(lambda smaller: cuts({"pixels": max(smaller.get("pixels", 0) - 2, 0)}), made) == (
+        cuts({"pixels": 1}),
+        "built",
+    )
 
 
 @pytest.mark.parametrize("halvings", [1, 5])
@@ -407,6 +419,14 @@ def test_a_barrier_that_not_all_reach_is_found(include: Path, monkeypatch: pytes
 def test_what_is_never_written_shows(include: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken("near_memory[to] = there ?", "if (to % 7) near_memory[to] = there ?", monkeypatch, include)
     assert any(each.isnan().any() for each in results(KERNELS["adder"], 0, monkeypatch))
+
+
+def test_shared_memory_that_is_asked_too_small_is_found(include: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results(KERNELS["adder"], 0, monkeypatch)
+    backends()["cuda-emu"]._compiled.clear()
+    monkeypatch.setattr("symconv.backends.cuda_flat_schedule.WINDOWS", 0)
+    with pytest.raises(InternalError, match="beyond its shared memory"):
+        results(KERNELS["adder"], 0, monkeypatch)
 
 
 SANITIZED = """

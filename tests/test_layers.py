@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import pickle
@@ -393,6 +394,40 @@ def test_an_operand_is_given_once() -> None:
     assert torch.equal(sc.conv2d("sum(w*x)", X, w=W), sc.conv2d("sum(w*x)", X, W))
 
 
+def test_a_bias_by_its_name_is_for_formulas_with_one() -> None:
+    bias = torch.randn(W.shape[0], dtype=W.dtype)
+    sc.conv2d("sum(w*x)", X, W, bias)
+    with pytest.raises(sc.ArgumentTypeError, match="the formula has no b"):
+        sc.conv2d("sum(w*x)", X, W, b=bias)
+    assert torch.equal(sc.conv2d("sum(w*x) + b", X, W, b=bias), sc.conv2d("sum(w*x)", X, W, bias))
+
+
+def test_an_operand_that_is_none_is_not_given() -> None:
+    for _ in range(2):
+        assert torch.equal(sc.pool2d("p: param = 2\nmean(x*p)", X, 2, p=None), sc.pool2d("mean(x*2)", X, 2))
+
+
+def test_the_value_of_a_padding_decides_also_as_a_tensor() -> None:
+    for value in (0.0, 1.0, 0.0):
+        given = {"padding": 1, "padding_mode": "constant"}
+        output = sc.conv2d("sum(w*x)", X, W, **given, padding_value=torch.tensor(value))
+        assert torch.equal(output, sc.conv2d("sum(w*x)", X, W, **given, padding_value=value))
+
+
+def test_a_layer_may_be_given_lists_afterwards() -> None:
+    layer = sc.Conv2d("sum(w*x)", 4, 3, 3)
+    layer.stride = [2, 2]
+    assert torch.equal(layer(X), sc.conv2d("sum(w*x)", X, layer.weight, stride=2))
+
+
+def test_another_default_device_spoils_nothing(backend: str) -> None:
+    with torch.device("meta"), contextlib.suppress(RuntimeError):
+        sc.conv2d("sum(w*x)", X, W, backend=backend)
+    for _ in range(2):
+        output = sc.conv2d("sum(w*x)", X, W, backend=backend)
+        torch.testing.assert_close(output, torch.nn.functional.conv2d(X, W))
+
+
 def test_operands_may_be_called_like_arguments_of_ours() -> None:
     for name in ("rank", "said"):
         output = sc.conv2d(f"{name}: const = 2\nsum(w*x)*{name}", X, W, **{name: 3.0})
@@ -404,8 +439,12 @@ def test_fast_math_is_told_and_changes_nothing_on_a_cpu() -> None:
     assert "fast_math=True" in repr(layer)
     assert "fast_math" not in repr(sc.Conv2d("sum(exp(w*x))", 2, 3, 3))
     assert torch.equal(layer(X), sc.conv2d("sum(exp(w*x))", X, layer.weight))
-    with pytest.raises(sc.ArgumentTypeError, match="fast_math must be True or False, not 1"):
-        sc.conv2d("sum(exp(w*x))", X, W, fast_math=1)
+    for mistake in (
+        lambda: sc.conv2d("sum(exp(w*x))", X, W, fast_math=1),
+        lambda: sc.Conv2d("sum(w*x)", 2, 3, 3, fast_math=1),
+    ):
+        with pytest.raises(sc.ArgumentTypeError, match="fast_math must be True or False, not 1"):
+            mistake()
 
 
 @pytest.mark.parametrize("options", [{"stride": True}, {"stride": 1.0}, {"dilation": (1, True)}, {"groups": 1.0}])

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 SOURCE = "kernel.cu"
 TAPS_AT_A_TIME = "-DTAPS_AT_A_TIME"
+#: So many halvings leave one result of any tile.
+HALVINGS = 6
 #: Places in a line of windows are whole numbers of 32 bits.
 MOST_WINDOWS = 2**31
 #: Multiprocessors of GPUs of an architecture, where none is at hand to ask.
@@ -172,12 +174,18 @@ def fitted(cuts: Callable[[Mapping[str, int]], Cut], made: Callable[[Cut], tuple
         made: what is made of a cut, and which of its functions spill.
     """
     smaller: dict[str, int] = {}
+    cut = cuts(smaller)
     while True:
-        cut = cuts(smaller)
         found, spilled = made(cut)
-        smaller = smaller | {name: smaller.get(name, 0) + 1 for name in spilled}
-        if not spilled or cuts(smaller).options == cut.options:
+        if not spilled:
             return cut, found
+        for _ in range(HALVINGS):  # one alone may leave a small tile as it is
+            smaller = smaller | {name: smaller.get(name, 0) + 1 for name in spilled}
+            if (halved := cuts(smaller)).options != cut.options:
+                break
+        else:
+            return cut, found
+        cut = halved
 
 
 def unspilled(

@@ -28,7 +28,7 @@ STAGE = 40 * 1024
 WEIGHT_STAGE = 48 * 1024
 #: Bytes beside them, for `Windows`.
 WINDOWS = 512
-#: What it takes a warp to begin and to end, in instructions, and in vectors of windows or pixels at least.
+#: Instructions that it takes a warp to begin and to end; the vectors of windows or pixels that they count as, at least.
 BESIDE, LEAST_BESIDE = 500, 0.5
 #: Windows of a strip of the gradients of weights, at most, and blocks that share them.
 WEIGHT_STRIP, SHARES = 256, 128
@@ -323,7 +323,9 @@ class _Shape:
         def rounds(shares: int) -> float:
             return -(-units * shares // together) * -(-strips // shares) + 0.1 * shares
 
-        shares = min(range(1, max(min(strips, SHARES), 1) + 1), key=lambda n: (rounds(n), n))
+        # Each share leaves sums of its own: no more of them than the blocks that run at a time have a use for.
+        most_shares = max(min(strips, SHARES, -(-2 * together // units)), 1)
+        shares = min(range(1, most_shares + 1), key=lambda n: (rounds(n), n))
         slices = WEIGHT_WARPS // (rows * columns)
         turns = -(-strip * down * across // (WARP * slices))
         arithmetic = turns * (first * second * max(self.facts.cost[1], 1) + first + second + AROUND)

@@ -313,6 +313,11 @@ const char* run(void (*kernel)(Call), unsigned blocks, unsigned threads, unsigne
         now.number = order % 2 ? blocks - 1 - turn : turn;
         memset(near, 0xff, SHARED_MEMORY);
         run_block(now, order);
+        // What was asked for may be used, and no more: the rest must be as it was.
+        const unsigned char* rest = static_cast<unsigned char*>(near) + bytes;
+        const size_t left = SHARED_MEMORY - bytes;
+        if (!now.failure && left && (rest[0] != 0xff || memcmp(rest, rest + 1, left - 1)))
+            now.failure = "a block has written beyond its shared memory";
     }
     return now.failure;
 }

@@ -2,7 +2,7 @@
 // instructions.  In float64 there are none.
 //
 // Errors as the CUDA C++ Programming Guide states them (section "Intrinsic Functions"), in units in the last place
-// unless said otherwise; infinities and NaN are kept.
+// unless said otherwise.
 //
 //     exp        2 + |1.173*z|
 //     log        2**-21.41 absolute between 1/2 and 2, 3 elsewhere

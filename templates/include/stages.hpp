@@ -1,6 +1,6 @@
 // What flat kernels are made of: those that sweep once over all channels and taps.  Such a kernel is computed like a
-// product of matrices.  Each warp of a block holds a tile of results in registers, while what they are made of passes by
-// in *stages*: the planes of some channels, or the values of some filters, in shared memory, where all warps read them.
+// product of matrices.  The warps of a block, or their threads, hold tiles of results in registers, while what they are made of
+// passes by in *stages*: the planes of some channels, or the values of some filters, in shared memory, where all warps read them.
 // Where there is more than one stage there are two buffers: the next is under way while the block computes with this one.
 #pragma once
 
