@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -553,9 +554,12 @@ FAILING = {
 
 
 @pytest.mark.parametrize("how", FAILING)
-def test_a_compiler_that_fails(fake, source, monkeypatch, how):
+def test_a_compiler_that_fails(fake, source, monkeypatch, request, how):
     monkeypatch.setenv("SYMCONV_COMPILE_TIMEOUT", "0.3" if how == "hangs" else "10")
     body, said = FAILING[how]
+    # A shell that starts tests in the background lets them ignore interrupts, and a compiler would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(CompilationError, match=said) as e:
         plain(fake(body)).compile(source, source.with_name("kernel.so"))
     assert e.value.source.read_text() == source.read_text()
