@@ -301,8 +301,11 @@ def geometries(draw: st.DrawFn) -> Geometry:
     per_axis = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(rank))  # noqa: E731
     kernel_size, stride, dilation, padding = per_axis(1, 3), per_axis(1, 2), per_axis(1, 2), per_axis(0, 2)
     least = [max(d * (k - 1) + 1 - 2 * p, 1) for k, d, p in zip(kernel_size, dilation, padding)]
-    image = tuple(low + draw(st.integers(0, 2)) for low in least)
-    groups, channels, filters = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    more = [draw(st.integers(0, 2)) for _ in least]
+    more[-1] += draw(st.sampled_from([0, 0, 0, 17, 40]))  # tiles of windows, and below of filters, are crossed
+    image = tuple(low + beyond for low, beyond in zip(least, more))
+    groups, channels = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    filters = draw(st.sampled_from([1, 2, 1, 2, 5, 9]))
     if draw(st.booleans()):
         filters = channels
     own = draw(st.sampled_from([1, groups, groups * channels]))
@@ -486,6 +489,9 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("sin(ste(sign(2), sum(x)))", {}),
     ("p: param\n3*cos(custom_grad(3, p=sum(x)))", {}),
     ("median((x + x + w)*cos(dx)) + quantile((x + x + w)*cos(dx), 0.3)", {}),
+    # Ranked values, for more filters than a tile of other reductions has.
+    ("mean(x*median(w))", {"filters": 9, "channels": 3}),
+    ("quantile(w*x, 0.3) + median(x - w) + sum(w)", {"filters": 19, "image": (40,)}),
     # Parsing the text gives the formula again.
     ("sum(w/3/(x**2 + 1))", {}),
     ("r: param[t]\nvar(r*abs(abs(3*o)), dim=t) + sum(x)", {}),

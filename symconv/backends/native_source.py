@@ -118,7 +118,7 @@ class Pass:
                 nest["inner"].replace("taps.", f"shared.{sweep['id']}.", 1)
                 for sweep in self.printed
                 for nest in sweep["nests"]
-                if any(each["rank"] for each in nest["accumulators"])
+                if nest["ranks"]
             ],
             "ranks": max(
                 [sum("rank" in a.kind for a in sweep.accumulators) for sweep in self.sweeps.values()], default=0
@@ -350,7 +350,7 @@ class Pass:
                 "k": {"": "j", "c": "l * taps.taps + j", "t": "j * taps.taps + l"}[entries[0]["left"]],
                 "position": {"ct": "k", "c": "taps.channel[k]", "t": "taps.tap[k]"}["".join(sorted(dims))],
                 "accumulators": entries,
-                "tile": "1, 1, 1" if any(entry["rank"] for entry in entries) else "",
+                "ranks": any(entry["rank"] for entry in entries),
             }
             for dims, entries in groups.items()
         ]
