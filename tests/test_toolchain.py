@@ -22,8 +22,10 @@ import symconv as sc
 from symconv.build import process as process_module
 from symconv.build import toolchain as toolchain_module
 from symconv.build.cache import KEPT_FAILURES, Cache
+from symconv.build.probe import OPENMP
 from symconv.build.toolchain import Toolchain, find_toolchain, forget, load
 from symconv.errors import BackendError, CacheError, CompilationError
+from symconv.render import template_directory
 
 REAL = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 SLEEP = shutil.which("sleep")
@@ -212,7 +214,7 @@ def test_what_a_compiler_refuses_is_left_out(fake, tmp_path):
     fake(refusing("-march=native", "-mcpu=native", "-fno-gnu-unique", "-Wl,-Bsymbolic"))
     toolchain = find_toolchain()
     assert not {"-march=native", "-mcpu=native", "-fno-gnu-unique", "-Wl,-Bsymbolic"} & set(toolchain.flags)
-    assert {"-fopenmp", "-fno-plt", "-ffp-contract=fast", "-fno-trapping-math"} <= set(toolchain.flags)
+    assert {OPENMP, "-fno-plt", "-ffp-contract=fast", "-fno-trapping-math"} <= set(toolchain.flags)
     assert toolchain.openmp
     assert_works(toolchain, tmp_path)
     native = Toolchain(**{**vars(toolchain), "compiler": REAL, "flags": (*toolchain.flags, "-march=native")})
@@ -226,22 +228,22 @@ def test_arm_calls_the_native_instruction_set_by_another_name(fake):
     assert any("-mcpu=native" in call for call in compiler.calls)
 
 
-#: As with Clang, whose OpenMP calls functions that PyTorch's libgomp does not have.
+#: As where PyTorch has an OpenMP that is not GCC's.
 OTHER_OPENMP = r"""
-case " $* " in *" -fopenmp "*)
-    echo 'extern "C" void __kmpc_none(); __attribute__((constructor)) static void f() { __kmpc_none(); }' > "$0.hpp"
+case " $* " in *" -DSYMCONV_OPENMP "*)
+    echo 'extern "C" void GOMP_none(); __attribute__((constructor)) static void f() { GOMP_none(); }' > "$0.hpp"
     set -- "$@" -include "$0.hpp";;
 esac
 """
 
 
-@pytest.mark.parametrize("body", [refusing("-fopenmp"), OTHER_OPENMP], ids=["refused", "another one"])
+@pytest.mark.parametrize("body", [refusing(OPENMP), OTHER_OPENMP], ids=["refused", "another one"])
 def test_without_openmp_there_is_one_thread(fake, tmp_path, caplog, body):
     fake(body)
     with caplog.at_level(logging.INFO, "symconv"):
         toolchain = find_toolchain()
         find_toolchain()
-    assert (toolchain.openmp, "-fopenmp" in toolchain.flags) == (False, False)
+    assert (toolchain.openmp, OPENMP in toolchain.flags) == (False, False)
     [record] = caplog.records
     assert "kernels run on one thread" in record.getMessage()
     assert_works(toolchain, tmp_path)
@@ -481,9 +483,13 @@ def test_processes_that_race_try_it_once(fake, tmp_path):
 
 
 @pytest.fixture
-def toolchain(programs):
-    """The real compiler."""
+def toolchain(programs, request, monkeypatch):
+    """A real compiler: the first one, unless a test asks for others."""
     os.environ["PATH"] = PATH  # monkeypatch puts back what was there
+    if name := getattr(request, "param", None):
+        if not shutil.which(name):
+            pytest.skip(f"needs {name}")
+        monkeypatch.setenv("SYMCONV_CXX", name)
     return find_toolchain()
 
 
@@ -640,7 +646,7 @@ def test_who_does_not_wait_is_told_nothing(fake, source, monkeypatch, caplog):
 THREADS = """
 #include <unistd.h>
 #include <sys/syscall.h>
-extern "C" int omp_get_thread_num();
+#include "threads.hpp"
 typedef double vec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
 #ifdef SYMCONV_SLEEF
 #if SYMCONV_VECTOR_BYTES == 64
@@ -652,11 +658,10 @@ extern "C" vec EXP(vec);
 #endif
 extern "C" __attribute__((visibility("default"))) double threads(int count, long* numbers)
 {
-#pragma omp parallel num_threads(count)
-    {
-        numbers[omp_get_thread_num()] = syscall(SYS_gettid);
-#pragma omp barrier
-    }
+    symconv::in_parallel(count, [&](int64_t thread, int64_t) {
+        numbers[thread] = syscall(SYS_gettid);
+        symconv::barrier();
+    });
     vec value = vec{} + 1;
 #ifdef SYMCONV_SLEEF
     value = EXP(value);
@@ -689,7 +694,7 @@ def threads_library(toolchain, source):
         pytest.skip("needs OpenMP on Linux")
     source.write_text(THREADS)
     options = [f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}", *["-DSYMCONV_SLEEF"] * toolchain.sleef]
-    toolchain.compile(source, source.with_name("threads.so"), options)
+    toolchain.compile(source, source.with_name("threads.so"), options, [template_directory() / "include"])
     return source.with_name("threads.so")
 
 
@@ -702,6 +707,7 @@ def output_of(script, *arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.parametrize("toolchain", ["g++", "clang++"], indirect=True)
 def test_there_is_one_pool_of_threads(threads_library, toolchain):
     found = output_of(
         """

@@ -16,14 +16,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import BackendError, CacheError
+from ..render import template_directory
 from .process import RunError, run
 from .toolchain import TORCH, Toolchain, load
 
 #: Options of every compilation, those that start with -Wl of every link.  Never -ffast-math: it breaks NaN tests.
 REQUIRED = ("-std=c++17", "-O3", "-fPIC")
+#: Threads are those of PyTorch's OpenMP.
+OPENMP = "-DSYMCONV_OPENMP"
 #: Those that are left out where a compiler refuses them.
 OPTIONAL = (
-    *("-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-fno-plt"),
+    *(OPENMP, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-fno-plt"),
     *("-fno-gnu-unique", "-Wl,-Bsymbolic"),
 )
 #: A function of Sleef for vectors of so many bytes.
@@ -33,15 +36,17 @@ PROBE_TIMEOUT = 30.0
 #: Runs if headers are there, vectors work and OpenMP is found.  On one thread: a pool would not survive a fork.
 PROBE = """
 #include <cmath>
-#include <cstdint>
 #include <type_traits>
+#include "threads.hpp"
 typedef float vec __attribute__((vector_size(16)));
 extern "C" __attribute__((visibility("default"))) int symconv_probe(int threads)
 {
     int sum = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : sum)
-    for (int i = 0; i < 100; ++i)
-        sum += i;
+    symconv::in_parallel(threads, [&](int64_t, int64_t) {
+        for (int i = 0; i < 100; ++i)
+            sum += i;
+        symconv::barrier();
+    });
     const vec values = vec{1, 2, 3, 4} * float(sum);
     return int(values[3]);
 }
@@ -116,14 +121,14 @@ def _probe(command: Sequence[str], directory: Path) -> Toolchain:
     if toolchain.openmp:
         with contextlib.suppress(RunError):
             return _tried(toolchain, directory)
-    return _tried(_without(toolchain, ["-fopenmp"]), directory)
+    return _tried(_without(toolchain, [OPENMP]), directory)
 
 
 def _tried(toolchain: Toolchain, directory: Path) -> Toolchain:
     """The same, after it has built a small program that ran."""
     source, output = directory / "probe.cpp", Path(tempfile.mkdtemp(dir=directory)) / "probe.so"
     source.write_text(PROBE, encoding="utf-8")
-    toolchain.build(source, output, limit=PROBE_TIMEOUT)
+    toolchain.build(source, output, include=[template_directory() / "include"], limit=PROBE_TIMEOUT)
     try:
         library = load(output)
         try:
@@ -139,4 +144,4 @@ def _tried(toolchain: Toolchain, directory: Path) -> Toolchain:
 
 def _without(toolchain: Toolchain, flags: Sequence[str]) -> Toolchain:
     left = tuple(flag for flag in toolchain.flags if flag not in flags)
-    return dataclasses.replace(toolchain, flags=left, openmp="-fopenmp" in left)
+    return dataclasses.replace(toolchain, flags=left, openmp=OPENMP in left)

@@ -1,6 +1,7 @@
 // The part of the native CPU backend that never varies: how a thread reads and writes a strip, and how threads share them.
 #pragma once
 
+#include "threads.hpp"
 #include "window.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -225,32 +226,6 @@ struct BankSink {
 };
 
 // -- Threads ------------------------------------------------------------------------------------------------------------
-
-#ifdef _OPENMP
-extern "C" int omp_get_thread_num();
-extern "C" int omp_get_num_threads();
-#endif
-
-inline void barrier()
-{
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
-
-/// work(thread, how many there are) in so many threads of the pool that PyTorch has.
-template <class Work> inline void in_parallel(int64_t threads, Work work)
-{
-#ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel num_threads(int(threads))
-        work(int64_t(omp_get_thread_num()), int64_t(omp_get_num_threads()));
-        return;
-    }
-#endif
-    (void)threads;
-    work(int64_t(0), int64_t(1));
-}
 
 /// Elements of a gradient: the sum of what the threads have found, in their order.  Their totals lie `distance` bytes apart.
 inline void add_totals(real* gradient, const char* totals, int64_t distance, int64_t begin, int64_t end, int64_t threads)
