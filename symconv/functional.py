@@ -6,8 +6,8 @@ import difflib
 import functools
 import math
 import numbers
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import sympy as sp
 import torch
@@ -18,7 +18,7 @@ from .backends import DTYPES, choose
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
 from .kernel import Kernel, Signature
-from .ops import Call, convolve, convolve_now
+from .ops import Call, convolve, convolve_now, is_plain
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
@@ -153,11 +153,21 @@ def _pool_first(
 # -- Calls that were made before: a training loop repeats itself ---------------------------------------------------
 
 
-class Ready(NamedTuple):
+class Ready:
     """A call that was checked, and the names of its tensors."""
 
-    call: Call
-    names: tuple[str, ...]
+    def __init__(self, call: Call, names: tuple[str, ...]) -> None:
+        self.call, self.names = call, names
+        self._repeated: Callable[[Sequence[Tensor]], Tensor] | None = None
+
+    def __call__(self, given: Mapping[str, Any]) -> Tensor:
+        """The output for other tensors of which the same is known."""
+        tensors = [given[name] for name in self.names]
+        if not is_plain(tensors):
+            return convolve_now(self.call, tensors)
+        if self._repeated is None:
+            self._repeated = self.call.compiled.repeated(tensors, self.call.numbers, self.call.geometry)
+        return self._repeated(tensors)
 
 
 #: What a caller said: all that a check looks at, which is everything but the values of tensors.
@@ -198,7 +208,7 @@ def recalled(said: Said, given: Mapping[str, Any]) -> Tensor | None:
     """The output, if the same was said before."""
     if said is None or (ready := _READY.get(said)) is None:
         return None
-    return convolve_now(ready.call, [given[name] for name in ready.names])
+    return ready(given)
 
 
 def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:

@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from .backends import Compiled, backend
 from .build.key import content_key, generator_fields
 from .geometry import Geometry
 from .kernel import Kernel, kernel_of
+
+#: The types of tensors that only compute.
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def version() -> str:
@@ -75,19 +80,19 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The same where `torch.compile` does not look on."""
-    if _is_plain(tensors):
+    if is_plain(tensors):
         return call.compiled.forward(tensors, call.numbers, call.geometry)[0]
     result: Tensor = _apply(Convolve, call, [], *tensors)
     return result
 
 
-def _is_plain(tensors: Sequence[Tensor]) -> bool:
+def is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether nobody will ask for a derivative, of whatever kind, so that autograd need not be told."""
-    if torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
         return False
-    learning = torch.is_grad_enabled()
-    for tensor in tensors:
-        if (learning and tensor.requires_grad) or type(tensor) not in (Tensor, torch.nn.Parameter):
+    learning = is_grad_enabled()
+    for tensor in tensors:  # noqa: SIM110, a generator takes longer
+        if (learning and tensor.requires_grad) or type(tensor) not in PLAIN:
             return False
     return True
 

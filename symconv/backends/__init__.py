@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +32,11 @@ class Compiled(Protocol):
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The output `[N, out_channels, *size]` and the kept window values."""
+
+    def repeated(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+        """What gives the output for other tensors of the same shapes, dtype and device, with little ado."""
 
     def backward(
         self,

@@ -6,7 +6,7 @@ import functools
 import json
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Generic, TypeVar
 
@@ -75,10 +75,15 @@ class NativeKernel(Generic[P]):
     def forward(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        x = tensors[0]
         plan = self._plan("forward", tensors, geometry)
         if plan is None:
             return self._instead.forward(tensors, numbers, geometry)
+        return self._forward(plan, tensors, numbers)
+
+    def _forward(
+        self, plan: P, tensors: Sequence[torch.Tensor], numbers: Sequence[float]
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        x = tensors[0]
         output = self.empty(x, plan.output_shape)
         kept = []
         for kind in self.kept:
@@ -86,6 +91,18 @@ class NativeKernel(Generic[P]):
             kept.append(self.empty(x, plan.output_shape, dtype))
         self.call(plan, [*tensors, output, *kept], numbers)
         return output, tuple(kept)
+
+    def repeated(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+        where, plan = self.surroundings(tensors[0].device), self._plan("forward", tensors, geometry)
+
+        def output(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+            if plan is None or self.surroundings(tensors[0].device) != where:
+                return self.forward(tensors, numbers, geometry)[0]
+            return self._forward(plan, tensors, numbers)[0]
+
+        return output
 
     def backward(
         self,

@@ -9,7 +9,7 @@ import json
 import linecache
 import logging
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -85,6 +85,11 @@ class TorchKernel:
         tensors, options = self._padded(tensors, geometry)
         result: tuple[torch.Tensor, tuple[torch.Tensor, ...]] = self._module["forward"](*tensors, *numbers, **options)
         return result
+
+    def repeated(
+        self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+        return lambda tensors: self.forward(tensors, numbers, geometry)[0]
 
     def backward(
         self,
