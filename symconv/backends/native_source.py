@@ -42,6 +42,11 @@ class Member(NamedTuple):
     enter: str = ""
 
 
+def flags(*values: bool) -> str:
+    """As arguments of a template or a function in C++."""
+    return ", ".join("true" if value else "false" for value in values)
+
+
 def native_source(kernel: Kernel, schedule: Schedule, template: str, passes: Sequence[Pass] = ()) -> str:
     """The text of a file that computes a kernel and its gradients.
 
@@ -183,11 +188,11 @@ class Pass:
         """How an operand is read."""
         taps, base = f"shared.{self.id(where)}", symbol.operand
         if base.role == "input":
-            return self.image(name, symbol, where, "Image", f"{base.name}_planes")
+            return self.image(name, symbol, where, f"{base.name}_planes")
         if base.role in ("weight", "bias", "param"):
             return self.bank(name, symbol, where)
         if base.role == "field":
-            return self.field_member(name, base, where, "Values", f"{base.name}_values")
+            return self.field_member(name, base, where, f"{base.name}_values")
         if base.role == "const":
             return Member(name, "Number", f"real(numbers[{self.numbers.index(base.name)}])")
         if base.role == "size":
@@ -207,43 +212,44 @@ class Pass:
         labels: Labels = getattr(symbol, "labels", frozenset())
         axes = domain(labels).axes
         if symbol in self.schedule.counts:
-            return Member(name, "Values", f"{name}_values, 0, 0, nullptr")
+            return Member(name, "Values<false, false>", f"{name}_values, 0, 0, nullptr")
         position = getattr(symbol, "position", False)
         if position and symbol.name.startswith("position"):
             return Member(name, "Scan", {"ct": "nullptr", "c": f"{taps}.channel", "t": f"{taps}.tap"}[axes])
-        kind = "Positions" if position else "Values"
+        kind = f"{'Positions' if position else 'Values'}<{flags(True, bool(axes))}>"
         if not axes:
             return Member(name, kind, f"{name}_values, strip_length, 0, nullptr")
         extent = self.extent(labels)
         at = f"axis_places({taps}, '{axes}', {extent}, arena)"
         return Member(name, kind, f"{name}_values, {extent} * strip_length, strip_length, {at}")
 
-    def image(self, name: str, symbol: Operand, where: Domain, kind: str, planes: str) -> Member:
+    def image(self, name: str, symbol: Operand, where: Domain, planes: str) -> Member:
         """An input, or its gradient, in planes."""
         channels = f"tensors[{self.tensors.index(symbol.operand.name)}].channels"
         own = isinstance(symbol, Access) and symbol.own
         step = f"{channels} == 1 ? 0 : windows.channel" if own else "0"
         places = f"image_places(windows, shared.{self.id(where)}, {channels}, {self.access(symbol)}, arena)"
         enter = f"{name}.planes = {planes} + first * {self.id(where)}.{name}.own" if own else ""
-        return Member(name, kind, f"{planes}, {places}, {step}, {channels} * windows.channel", enter)
+        return Member(name, f"Image<{flags(own)}>", f"{planes}, {places}, {step}, {channels} * windows.channel", enter)
 
     def bank(self, name: str, symbol: Operand, where: Domain) -> Member:
         """A weight or parameter."""
         elements, packed = self.elements(name, symbol, where), f"{self.id(where)}_{name}_packed"
         per_filter, per_tap = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
-        flags = ", ".join("true" if each else "false" for each in (per_filter, per_tap))
+        varies = flags(per_filter, per_tap)
         tensor, count = self.tensors.index(symbol.operand.name), f"{self.id(where)}.count"
         self.shared[packed] = (
             "const real*",
-            f"pack<{flags}, {self.block}>(tensors[{tensor}], {elements}, windows, {count}, arena)",
+            f"pack<{varies}, {self.block}>(tensors[{tensor}], {elements}, windows, {count}, arena)",
         )
         count = f" * {self.id(where)}.{name}.count" if per_tap else ""
         enter = f"{name}.packed = shared.{packed} + (group * padded_filters<{self.block}>(windows) + first){count}"
         make = f"shared.{packed}, shared.{self.id(where)}.count"
-        return Member(name, f"Bank<{flags}>", make, enter if per_filter else "")
+        return Member(name, f"Bank<{varies}>", make, enter if per_filter else "")
 
-    def field_member(self, name: str, base: Operand, where: Domain, kind: str, values: str) -> Member:
+    def field_member(self, name: str, base: Operand, where: Domain, values: str) -> Member:
         """A value per output pixel, or its gradient."""
+        kind = f"Values<{flags('o' in base.axes, 't' in base.axes)}>"
         extent = "windows.taps" if "t" in base.axes else "1"
         step = f"{extent} * strip_length" if "o" in base.axes else "0"
         at = f"axis_places(shared.{self.id(where)}, 't', windows.taps, arena)" if "t" in base.axes else "nullptr"
@@ -251,7 +257,7 @@ class Pass:
 
     def elements(self, name: str, symbol: Operand, where: Domain) -> str:
         """Where the elements of a weight or parameter are: a member of what is shared."""
-        axes = ", ".join("true" if axis in symbol.operand.axes else "false" for axis in "oct")
+        axes = flags(*(axis in symbol.operand.axes for axis in "oct"))
         number = symbol.element if isinstance(symbol, Access) and symbol.element is not None else 0
         member = f"{self.id(where)}_{name}_elements"
         self.shared[member] = ("Elements", f"windows, {self.id(where)}, {axes}, {self.access(symbol)}, {number}, arena")
@@ -261,8 +267,7 @@ class Pass:
     def access(symbol: Operand) -> str:
         if not isinstance(symbol, Access):
             return "Access{false, false, 0}"
-        own, centre = (str(flag).lower() for flag in (symbol.own, symbol.shift is None))
-        return f"Access{{{own}, {centre}, {symbol.shift or 0}}}"
+        return f"Access{{{flags(symbol.own, symbol.shift is None)}, {symbol.shift or 0}}}"
 
     # -- Functions and sweeps ----------------------------------------------------------------------------------------
 
@@ -414,9 +419,9 @@ class Backward(Pass):
         base, name = place.operand, f"grad_{self.identifier(place)}"
         if base.role == "input":
             kind = "own" if isinstance(place, Access) and place.own else "image"
-            member = self.image(name, place, where, "Image", f"grad_{base.name}_planes")
+            member = self.image(name, place, where, f"grad_{base.name}_planes")
         elif base.role == "field":
-            kind, member = "field", self.field_member(name, base, where, "Values", f"grad_{base.name}_values")
+            kind, member = "field", self.field_member(name, base, where, f"grad_{base.name}_values")
         else:
             kind, member = "bank", self.bank_sink(name, place, where)
         self.members.setdefault(where, {})[name] = member

@@ -40,7 +40,7 @@ constexpr integer SIGN_BIT = integer(1) << (sizeof(integer) * 8 - 2) << 1;
 SYMCONV_INLINE vec with_sign(vec magnitude, vec z) { return from_bits(bits(magnitude) | (bits(z) & SIGN_BIT)); }
 
 /// 1 where z > 0, -1 where z < 0, else 0: also for NaN, as torch.sign.
-SYMCONV_INLINE vec sign(vec z) { return where(z > 0, 1, splat(0)) - where(z < 0, 1, splat(0)); }
+SYMCONV_INLINE vec sign(vec z) { return where((z < 0) | (z > 0), with_sign(splat(1), z), splat(0)); }
 
 SYMCONV_INLINE vec square(vec z) { return z * z; }
 

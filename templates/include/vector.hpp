@@ -95,11 +95,12 @@ SYMCONV_INLINE ivec splat_int(integer value) { return value + ivec{}; }
 
 // -- Memory, aligned or not -------------------------------------------------------------------------------------------
 
+/// What is loaded stays in a register: compilers would rather load it again for each operation that it is an operand of.
 SYMCONV_INLINE vec load(const real* from)
 {
     vec value;
     __builtin_memcpy(&value, from, sizeof value);
-    return value;
+    return rounded(value);
 }
 
 SYMCONV_INLINE ivec load_int(const integer* from)

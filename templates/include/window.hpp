@@ -314,14 +314,14 @@ template <int F> struct Place {
     int64_t k, q;
 };
 
-/// An input in planes, or the gradient of one.
-struct Image {
+/// An input in planes, or the gradient of one; OWN: in the output's own channel, so that each filter has another one.
+template <bool OWN> struct Image {
     real* planes;
     const int* at;
-    int64_t own;  // values between the planes of filters, where it is read in the output's own channel
+    int64_t own;  // values between the planes of filters
     int64_t end;  // behind all planes: what is read there are zeros
 
-    template <int F> real* to(Place<F> p) const { return planes + at[p.k] + (p.f + p.i) * own + p.q; }
+    template <int F> real* to(Place<F> p) const { return planes + at[p.k] + (OWN ? (p.f + p.i) * own : 0) + p.q; }
     template <int F> vec operator()(Place<F> p) const { return load(to(p)); }
     template <int F> void add(Place<F> p, vec value) const
     {
@@ -345,8 +345,8 @@ template <bool PER_FILTER, bool PER_TAP> struct Bank {
     }
 };
 
-/// A value for each window, and for each channel or tap of it where there are places; or its gradient.
-template <class T> struct PerWindow {
+/// A value for each window; BY_FILTER: and for each filter; BY_PLACE: and for each channel or tap.  Or its gradient.
+template <class T, bool BY_FILTER, bool BY_PLACE> struct PerWindow {
     T* data;
     int64_t filter;  // values between filters
     int64_t step;    // values between channels or taps
@@ -354,7 +354,7 @@ template <class T> struct PerWindow {
 
     template <int F> T* to(Place<F> p) const
     {
-        return data + (p.f + p.i) * filter + (at ? at[p.k] * step : 0) + p.q;
+        return data + (BY_FILTER ? (p.f + p.i) * filter : 0) + (BY_PLACE ? at[p.k] * step : 0) + p.q;
     }
     template <int F> auto operator()(Place<F> p) const
     {
@@ -366,8 +366,8 @@ template <class T> struct PerWindow {
     template <int F> void add(Place<F> p, vec value) const { store(to(p), load(to(p)) + value); }
 };
 
-using Values = PerWindow<real>;
-using Positions = PerWindow<integer>;
+template <bool BY_FILTER, bool BY_PLACE> using Values = PerWindow<real, BY_FILTER, BY_PLACE>;
+template <bool BY_FILTER, bool BY_PLACE> using Positions = PerWindow<integer, BY_FILTER, BY_PLACE>;
 
 struct Number {
     real value;
