@@ -67,6 +67,13 @@ def test_text_and_sympy_give_equal_kernels(text: str) -> None:
     assert from_text != sc.Kernel(f"{text} + sum(cos(x))")
 
 
+def test_one_weight_of_a_bank_is_not_that_of_another_bank() -> None:
+    """SymPy keeps what it has computed: what is equal to a symbol may stand in its place."""
+    assert sc.weight("s", bank=3)[0] == sc.weight("s", bank=3)[0]
+    assert sc.weight("s", bank=3)[0] != sc.weight("s", bank=2)[0]
+    assert sc.weight("s", bank=3)[0, sc.c, 0] != sc.weight("s", bank=2)[0, sc.c, 0]
+
+
 def test_lines_are_put_in() -> None:
     lines = sc.Kernel("d = x - w\nsquare = d**2\nsum(square) + b")
     assert lines == sc.Kernel("sum((x - w)**2) + b")

@@ -148,6 +148,9 @@ class Access(Operand):
     def __getnewargs_ex__(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.base, self.element, self.own, self.shift), {}
 
+    def _hashable_content(self) -> tuple[Any, ...]:
+        return (*super()._hashable_content(), *self.base._hashable_content())
+
     def __getitem__(self, index: Any) -> sp.Expr:
         raise FormulaError(f"{self.name} has an index already")
 

@@ -218,13 +218,18 @@ struct BankSink {
     real* sums;
     int64_t filters, count;
 
-    void add(int64_t slice, int64_t f, int64_t k, real value) const
+    /// What a tile of F filters and K taps has found.
+    template <int F, int K> void add(int64_t slice, int64_t f, int64_t k, const vec (&found)[F][K]) const
     {
-        if (lane() == 0)
-            sums[(slice * filters + f) * count + k] += value;
+        UNROLL for (int i = 0; i < F; ++i)
+            UNROLL for (int j = 0; j < K; ++j) {
+                const real value = total(found[i][j]);
+                if (lane() == 0)
+                    sums[(slice * filters + f + i) * count + k + j] += value;
+            }
     }
 
-    /// The same where nothing was before, by one thread.
+    /// A sum where nothing was before, by one thread.
     void put(int64_t slice, int64_t f, int64_t k, real value) const { sums[(slice * filters + f) * count + k] = value; }
 };
 

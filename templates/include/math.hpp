@@ -34,13 +34,8 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // -- Signs and exact functions ----------------------------------------------------------------------------------------
 
-constexpr integer SIGN_BIT = integer(1) << (sizeof(integer) * 8 - 2) << 1;
-
 /// `magnitude`, whose sign is that of z or +, with the sign of z: -0 is easily lost.
 SYMCONV_INLINE vec with_sign(vec magnitude, vec z) { return from_bits(bits(magnitude) | (bits(z) & SIGN_BIT)); }
-
-/// 1 where z > 0, -1 where z < 0, else 0: also for NaN, as torch.sign.
-SYMCONV_INLINE vec sign(vec z) { return where((z < 0) | (z > 0), with_sign(splat(1), z), splat(0)); }
 
 SYMCONV_INLINE vec square(vec z) { return z * z; }
 
@@ -406,8 +401,8 @@ SYMCONV_INLINE vec less_half_pis(vec z, vec n, float unit)
 SYMCONV_INLINE vec sin_near_zero(vec r)
 {
     const vec s = r * r;
-    const vec tail = r * s * polynomial(s, {-0x1.55554cp-3f, 0x1.110ed6p-7f, -0x1.9f6fc2p-13f, 0x1.5db3e4p-19f});
-    return with_sign(r + tail, r);
+    const vec factor = polynomial(s, {-0x1.55554cp-3f, 0x1.110ed6p-7f, -0x1.9f6fc2p-13f, 0x1.5db3e4p-19f});
+    return with_sign(fma(r * s, factor, r), r);
 }
 
 // Arguments beyond NEAR, by libm in float64: so rare that they may be slow, but not wrong.

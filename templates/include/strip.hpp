@@ -218,10 +218,15 @@ struct BankSink {
     int64_t filter;
     const int* places;
 
-    void add(int64_t, int64_t f, int64_t k, real value) const
+    /// What a tile of F filters and K taps has found.
+    template <int F, int K> void add(int64_t, int64_t f, int64_t k, const vec (&sums)[F][K]) const
     {
-        if (places[k] >= 0)
-            total[f * filter + places[k]] += value;
+        real found[F][K];
+        totals<F * K>(sums[0], found[0]);
+        UNROLL for (int j = 0; j < K; ++j)
+            if (places[k + j] >= 0)
+                UNROLL for (int i = 0; i < F; ++i)
+                    total[(f + i) * filter + places[k + j]] += found[i][j];
     }
 };
 

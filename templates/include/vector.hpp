@@ -10,6 +10,7 @@
 #include <cstring>
 #include <math.h>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -72,6 +73,8 @@ constexpr real LARGEST = sizeof(real) == 4 ? real(__FLT_MAX__) : real(__DBL_MAX_
 typedef real vec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
 /// Whole numbers, and masks: comparisons give -1 where they hold, else 0.
 typedef integer ivec __attribute__((vector_size(SYMCONV_VECTOR_BYTES)));
+
+constexpr integer SIGN_BIT = integer(1) << (sizeof(integer) * 8 - 2) << 1;
 
 SYMCONV_INLINE vec splat(real value) { return value - vec{}; }  // -0 stays -0
 
@@ -150,7 +153,7 @@ template <class Body> SYMCONV_INLINE void spread(int64_t rows, int64_t columns, 
 
 SYMCONV_INLINE ivec bits(vec value) { return (ivec)value; }
 SYMCONV_INLINE vec from_bits(ivec value) { return (vec)value; }
-SYMCONV_INLINE vec abs(vec z) { return from_bits(bits(z) & ~(integer(1) << (sizeof(integer) * 8 - 2) << 1)); }
+SYMCONV_INLINE vec abs(vec z) { return from_bits(bits(z) & ~SIGN_BIT); }
 SYMCONV_INLINE vec converted(ivec value) { return __builtin_convertvector(value, vec); }
 
 inline uint32_t bits_of(float value)
@@ -189,6 +192,12 @@ SYMCONV_INLINE vec where(ivec mask, real a, real b) { return where(mask, splat(a
 SYMCONV_INLINE ivec where(ivec mask, ivec a, ivec b) { return mask ? a : b; }
 SYMCONV_NUMBER ivec where(ivec mask, ivec a, Number b) { return where(mask, a, splat_int(integer(b))); }
 SYMCONV_NUMBER ivec where(ivec mask, Number a, ivec b) { return where(mask, splat_int(integer(a)), b); }
+
+/// 1 where z > 0, -1 where z < 0, else 0: also for NaN, as torch.sign.
+SYMCONV_INLINE vec sign(vec z)
+{
+    return where((z < 0) | (z > 0), from_bits(bits(splat(1)) | (bits(z) & SIGN_BIT)), splat(0));
+}
 
 /// Whether a mask holds anywhere.
 SYMCONV_INLINE bool any(ivec mask)
@@ -230,6 +239,56 @@ template <int LANES = WIDTH> SYMCONV_INLINE real total(const typename part<LANES
         typename part<LANES / 2>::type halves[2];
         __builtin_memcpy(halves, &value, sizeof value);
         return total<LANES / 2>(halves[0] + halves[1]);
+    }
+}
+
+/// Lanes of two vectors, which are numbered one after the other.
+template <int... LANE> SYMCONV_INLINE vec lanes_of(vec a, vec b)
+{
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, LANE...);
+#else
+    return __builtin_shuffle(a, b, ivec{LANE...});
+#endif
+}
+
+/// For each PART lanes of two vectors, half as many: the upper half is added to the lower half.
+template <int PART, int... I> SYMCONV_INLINE vec halved(vec a, vec b, std::integer_sequence<int, I...>)
+{
+    constexpr int half = PART / 2;
+    return lanes_of<(I / half * PART + I % half)...>(a, b) + lanes_of<(I / half * PART + I % half + half)...>(a, b);
+}
+
+/// N vectors in one, each as WIDTH / N lanes.
+template <int N> SYMCONV_INLINE vec folded(const vec* values)
+{
+    if constexpr (N == 1)
+        return *values;
+    else
+        return halved<2 * WIDTH / N>(folded<N / 2>(values), folded<N / 2>(values + N / 2),
+                                     std::make_integer_sequence<int, WIDTH>{});
+}
+
+/// The sum of each PART lanes, side by side.
+template <int PART> SYMCONV_INLINE vec settled(vec value)
+{
+    if constexpr (PART == 1)
+        return value;
+    else
+        return settled<PART / 2>(halved<PART>(value, value, std::make_integer_sequence<int, WIDTH>{}));
+}
+
+/// The totals of N vectors, a power of 2: the same numbers as `total` gives, sooner.
+template <int N> SYMCONV_INLINE void totals(const vec* values, real* found)
+{
+    if constexpr (N == 1)
+        *found = total(*values);
+    else if constexpr (N > WIDTH) {
+        totals<N / 2>(values, found);
+        totals<N / 2>(values + N / 2, found + N / 2);
+    } else {
+        const vec sums = settled<WIDTH / N>(folded<N>(values));
+        __builtin_memcpy(found, &sums, N * sizeof(real));
     }
 }
 

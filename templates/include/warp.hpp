@@ -130,6 +130,8 @@ struct ivec {
     integer operator[](int) const { return value; }
 };
 
+constexpr integer SIGN_BIT = integer(1) << (sizeof(integer) * 8 - 2) << 1;
+
 SYMCONV_INLINE integer wrapped(natural value) { return integer(value); }
 
 #define SYMCONV_ARITHMETIC(op) \
@@ -213,6 +215,9 @@ template <class Number> SYMCONV_INLINE vec where(ivec mask, vec a, Number b) { r
 template <class Number> SYMCONV_INLINE vec where(ivec mask, Number a, vec b) { return where(mask, splat(real(a)), b); }
 SYMCONV_INLINE vec where(ivec mask, real a, real b) { return where(mask, splat(a), splat(b)); }
 SYMCONV_INLINE ivec where(ivec mask, ivec a, ivec b) { return mask.value ? a : b; }
+
+/// 1 where z > 0, -1 where z < 0, else 0: also for NaN, as torch.sign.
+SYMCONV_INLINE vec sign(vec z) { return where(z > 0, 1, splat(0)) - where(z < 0, 1, splat(0)); }
 
 /// Whether this thread's number is greater than `bound`.
 SYMCONV_INLINE bool any_greater(vec value, real bound) { return value.value > bound; }
