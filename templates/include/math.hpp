@@ -405,53 +405,96 @@ SYMCONV_INLINE vec sin_near_zero(vec r)
     return with_sign(fma(r * s, factor, r), r);
 }
 
-// Arguments beyond NEAR, by libm in float64: so rare that they may be slow, but not wrong.
-#define SYMCONV_FAR(name) \
-    inline CALLED vec far_##name(vec z) \
-    { \
-        for (int lane = 0; lane < LANES; ++lane) \
-            z[lane] = float(::name(double(z[lane]))); \
-        return z; \
+/// z/(2 pi) modulo 1, in units of 2**-64, for 1 <= |z| < inf (Payne, Hanek 1983).
+SYMCONV_INLINE uint64_t turns_of(float z)
+{
+    // The bits of 1/(2 pi), from 32 before its point on.
+    constexpr uint32_t inverse[] = {0, 0x28be60db, 0x9391054a, 0x7f09d5f4, 0x7d4d3770, 0x36d8a566, 0x4f10e410, 0x7f9458ea};
+    const uint32_t shown = bits_of(z), power = (shown >> 23 & 255) - 126, mantissa = shown << 8 | 0x80000000;
+    // 96 of these count: those before give whole turns, those behind less than a unit.
+    uint32_t words[3];
+    for (int i = 0; i < 3; ++i) {
+        const uint64_t pair = uint64_t(inverse[power / 32 + i]) << 32 | inverse[power / 32 + i + 1];
+        words[i] = uint32_t(pair << power % 32 >> 32);
     }
-SYMCONV_FAR(sin)
-SYMCONV_FAR(cos)
-SYMCONV_FAR(tan)
+    const uint64_t low = uint64_t(mantissa) * words[1] + (uint64_t(mantissa) * words[2] >> 32);
+    const uint64_t turns = (uint64_t(mantissa * words[0]) << 32) + low;
+    return shown >> 31 ? 0 - turns : turns;
+}
+
+/// An argument without the multiples of some half pis.
+struct Reduced {
+    vec r, rest;  // rest: what r has lost by rounding
+    ivec odd;     // the highest bit: whether there were an odd number of multiples
+};
+
+/// The same for arguments beyond NEAR, z + ahead: so rare that it may be slow, but not wrong.  No library is called, and few
+/// registers are used, so that callers keep what they have in the others.
+template <int HALF_PIS> static CALLED Reduced reduced_far(vec z, uint64_t ahead)
+{
+    Reduced found{z - z, vec{}, ivec{}};  // NaN for what is not finite
+    for (int lane = 0; lane < LANES; ++lane) {
+        const float from = float(z[lane]), size = from < 0 ? -from : from;
+        if (size > NEAR && size < infinity) {
+            const uint64_t turns = turns_of(from) + ahead;
+            const int64_t fraction = int64_t(turns << (3 - HALF_PIS)) >> (3 - HALF_PIS);
+            const double r = double(fraction) * 0x1.921fb54442d18p-62;  // half a pi
+            found.r[lane] = float(r);
+            found.rest[lane] = float(r - double(float(r)));
+            found.odd[lane] = int32_t((turns - uint64_t(fraction)) << (2 - HALF_PIS) >> 32);
+        }
+    }
+    return found;
+}
+
+SYMCONV_INLINE Reduced chosen(ivec mask, const Reduced& a, const Reduced& b)
+{
+    return {where(mask, a.r, b.r), where(mask, a.rest, b.rest), where(mask, a.odd, b.odd)};
+}
 
 SYMCONV_INLINE bool is_far(vec z) { return UNLIKELY(any_greater(abs(z), NEAR)); }
 
+/// sin(r) or -sin(r), for |r| <= pi/2.
+SYMCONV_INLINE vec sin_of(const Reduced& z)
+{
+    return from_bits(bits(sin_near_zero(z.r)) ^ (z.odd & SIGN_BIT));
+}
+
 SYMCONV_INLINE vec sin(vec z)
 {
-    if (is_far(z))
-        return far_sin(z);
     const vec rounded = z * INVERSE_PI + WHOLE;
-    const vec r = less_half_pis(z, rounded - WHOLE, 2);
-    return from_bits(bits(sin_near_zero(r)) ^ (bits(rounded) << 31));
+    Reduced near{less_half_pis(z, rounded - WHOLE, 2), vec{}, bits(rounded) << 31};
+    if (is_far(z))
+        near = chosen(abs(z) > NEAR, reduced_far<2>(z, 0), near);
+    return sin_of(near);
 }
 
 SYMCONV_INLINE vec cos(vec z)
 {
-    if (is_far(z))
-        return far_cos(z);
     // From the nearest zero of the cosine, (n + 1/2)*pi.
     const vec rounded = (z * INVERSE_PI - 0.5f) + WHOLE;
-    const vec r = less_half_pis(z, 2 * (rounded - WHOLE) + 1, 1);
-    return from_bits(bits(sin_near_zero(r)) ^ (~bits(rounded) << 31));
+    Reduced near{less_half_pis(z, 2 * (rounded - WHOLE) + 1, 1), vec{}, ~bits(rounded) << 31};
+    if (is_far(z))
+        near = chosen(abs(z) > NEAR, reduced_far<2>(z, uint64_t(1) << 62), near);
+    return sin_of(near);
 }
 
 SYMCONV_INLINE vec tan(vec z)
 {
-    if (is_far(z))
-        return far_tan(z);
     const vec rounded = z * (2 * INVERSE_PI) + WHOLE, n = rounded - WHOLE;
-    // Where the tangent is steep, what rounding takes from r counts; where r is small, r - near would round.
-    const vec near = fma(n, -HALF_PI, z), r = fma(n, -HALF_PI_2, near), s = r * r;
-    const vec r_rest = where(abs(r) > 0.25f, fma(n, -HALF_PI_2, near - r), 0) - n * HALF_PI_3;
-    const vec tail = r_rest + r * s * polynomial(s, {0x1.5554d4p-2f, 0x1.112ffcp-3f, 0x1.b53f46p-5f, 0x1.926d1p-6f,
-                                                     0x1.7cc744p-9f, 0x1.37c2eep-7f});
+    // Where the tangent is steep, what rounding takes from r counts; where r is small, r - first would round.
+    const vec first = fma(n, -HALF_PI, z), second = fma(n, -HALF_PI_2, first);
+    const vec lost_there = where(abs(second) > 0.25f, fma(n, -HALF_PI_2, first - second), 0);
+    Reduced near{second, lost_there - n * HALF_PI_3, bits(rounded) << 31};
+    if (is_far(z))
+        near = chosen(abs(z) > NEAR, reduced_far<1>(z, 0), near);
+    const vec r = near.r, s = r * r;
+    const vec tail = near.rest + r * s * polynomial(s, {0x1.5554d4p-2f, 0x1.112ffcp-3f, 0x1.b53f46p-5f, 0x1.926d1p-6f,
+                                                        0x1.7cc744p-9f, 0x1.37c2eep-7f});
     const vec value = with_sign(r + tail, r), lost = (r - value) + tail;
     // For odd n it is -1/(value + lost): a Newton step puts both roundings right.
     const vec inverse = -1 / value, better = inverse + inverse * (fma(inverse, value, splat(1)) + inverse * lost);
-    return where((bits(rounded) << 31) != 0, better, value);
+    return where(near.odd < 0, better, value);
 }
 
 #endif

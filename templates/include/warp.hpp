@@ -127,6 +127,7 @@ struct vec {
 /// Whole numbers, which wrap around, and masks: comparisons give -1 where they hold, else 0.
 struct ivec {
     integer value;
+    integer& operator[](int) { return value; }
     integer operator[](int) const { return value; }
 };
 
