@@ -104,11 +104,19 @@ def test_random_layers(backend: str, case: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "cuda-emu"])
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_many_random_layers(backend: str, case: dict[str, Any]) -> None:
     check_case(case, backend)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_random_layers_emulated(case: dict[str, Any]) -> None:
+    """Fewer, because each thread of a GPU takes its turn."""
+    check_case(case, "cuda-emu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
