@@ -373,6 +373,11 @@ def kinked(expr: sp.Expr) -> sp.Expr:
     return expr.replace(lambda node: isinstance(node, natives), twin) if expr.has(*natives) else expr
 
 
+def is_below(factor: sp.Expr) -> bool:
+    """Whether a factor of a product stands below the fraction bar."""
+    return bool(factor.is_Pow and factor.exp.is_Rational and factor.exp.is_negative)
+
+
 def numeric(node: sp.Basic) -> sp.Basic:
     """A function of numbers as a number, for functions of our own; anything else as it is."""
     if not isinstance(node, Pointwise) or not node.args or not all(arg.is_number for arg in node.args):

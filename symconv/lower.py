@@ -9,6 +9,7 @@ the forward pass accumulated and the backward pass needs are *kept*; everything 
 from __future__ import annotations
 
 import functools
+import graphlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 import sympy as sp
 
 from .derive import partials, tidy
-from .functions import BY_CLASS, Pointwise, kinked, numeric, power, typed
+from .functions import BY_CLASS, Pointwise, is_below, kinked, numeric, power, typed
 from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
@@ -278,15 +279,47 @@ class _Lowering:
         return expr if tuple(new) == expr.args else expr.func(*new)
 
     def block(self, results: Iterable[sp.Expr]) -> Block:
-        """Results as a function, with common subexpressions named."""
+        """Results as a function, with common subexpressions named, and those that all filters share."""
         results = tuple(results)
-        names = (sp.Symbol(name, real=True) for name in self._temporary)
-        temporaries, reduced = sp.cse(results, symbols=names, order="canonical") if results else ([], [])
-        numbers = {name: value for name, value in temporaries if value.is_number}  # a number needs no name
-        temporaries = [(name, value.xreplace(numbers)) for name, value in temporaries if name not in numbers]
+        if not results:
+            return Block((), (), ())
+        names = [sp.Symbol(name, real=True) for name in self._temporary]
+        common: dict[sp.Expr, sp.Symbol] = {}
+        last = iter(reversed(names))
+        grouped = [self._group(expr, common, last) for expr in results]
+        found, reduced = sp.cse([*common, *grouped], symbols=iter(names), order="canonical")
+        numbers = {name: value for name, value in found if value.is_number}  # a number needs no name
         reduced = [expr.xreplace(numbers) for expr in reduced]
+        values = {name: value.xreplace(numbers) for name, value in found if name not in numbers}
+        values |= dict(zip(common.values(), reduced))
+        needed = {name: sorted(value.free_symbols & values.keys(), key=str) for name, value in values.items()}
+        ordered = [*graphlib.TopologicalSorter(needed).static_order()]
+        named = dict(zip(ordered, names))
+        temporaries = [(named[name], values[name].xreplace(named)) for name in ordered]
         symbols = set().union(*(expr.free_symbols for expr in results))
-        return Block(tuple(sorted(symbols, key=self._rank)), tuple(temporaries), tuple(reduced))
+        return Block(
+            tuple(sorted(symbols, key=self._rank)),
+            tuple(temporaries),
+            tuple(expr.xreplace(named) for expr in reduced[len(common) :]),
+        )
+
+    def _group(self, expr: sp.Expr, common: dict[sp.Expr, sp.Symbol], names: Iterator[sp.Symbol]) -> sp.Expr:
+        """`expr` with a name for each part of a product that all filters share: it is computed once for all of them.
+
+        Not for reciprocals alone: w/x is rounded once, and w*(1/x) would be twice.
+        """
+        if not expr.args or expr.is_number:
+            return expr
+        args = [self._group(each, common, names) for each in expr.args]
+        if isinstance(expr, sp.Mul):
+            shared = [each for each in args if _is_shared(each)]
+            several = [each for each in shared if not each.is_number]
+            if len(several) > 1 and len(shared) < len(args) and not all(is_below(each) for each in several):
+                product = sp.Mul(*shared)
+                if product not in common:
+                    common[product] = next(names)
+                args = [common[product], *(each for each in args if each not in shared)]
+        return expr if tuple(args) == expr.args else expr.func(*args)
 
     def _rank(self, symbol: sp.Symbol) -> tuple[int, int, str]:
         """Operands first, in the formula's order, then accumulators, then the rest."""
@@ -375,6 +408,11 @@ def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
 def _is_tap(expr: sp.Basic) -> bool:
     """Whether a lowered expression differs between the taps of a window."""
     return bool(labels_of(expr))
+
+
+def _is_shared(expr: sp.Basic) -> bool:
+    """Whether an expression is the same for all filters."""
+    return all(isinstance(symbol, Operand) and "o" not in symbol.axes for symbol in expr.free_symbols)
 
 
 def count_operations(expr: sp.Basic) -> Counter[str]:
