@@ -81,7 +81,7 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The same where `torch.compile` does not look on."""
     if is_plain(tensors):
-        return call.compiled.forward(tensors, call.numbers, call.geometry)[0]
+        return call.compiled.repeated(tensors, call.numbers, call.geometry)(tensors)
     result: Tensor = _apply(Convolve, call, [], *tensors)
     return result
 

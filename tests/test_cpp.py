@@ -122,6 +122,21 @@ def test_no_copy_of_the_image(layout: str) -> None:
     assert counter.peak - y.nbytes < 0.3 * x.nbytes
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_nothing_is_kept_where_no_gradient_will_be_asked_for(times: int) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    from memory import PeakBytes
+
+    x, w = torch.randn(2, 4, 100, 100), torch.randn(32, 4, 3, 3)
+    for _ in range(times):
+        with PeakBytes() as counter:
+            y = sc.conv2d("prod(tan(x + w))", x, w, backend="cpp")
+    assert counter.peak < 2 * y.nbytes  # and more than three with two values per window that a backward pass wants
+    with PeakBytes() as counter:
+        sc.conv2d("prod(tan(x + w))", x.requires_grad_(), w, backend="cpp").sum().backward()
+    assert counter.peak > 3 * y.nbytes
+
+
 def _mean_of_nines() -> float:
     return sc.conv2d("sum(w*x)", torch.ones(8, 1, 64, 64), torch.ones(1, 1, 3, 3), backend="cpp").mean().item()
 

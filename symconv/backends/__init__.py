@@ -36,7 +36,7 @@ class Compiled(Protocol):
     def repeated(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-        """What gives the output for other tensors of the same shapes, dtype and device, with little ado."""
+        """What gives the output for other tensors of the same shapes, dtype and device, and keeps nothing."""
 
     def backward(
         self,

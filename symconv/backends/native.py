@@ -78,29 +78,33 @@ class NativeKernel(Generic[P]):
         plan = self._plan("forward", tensors, geometry)
         if plan is None:
             return self._instead.forward(tensors, numbers, geometry)
-        return self._forward(plan, tensors, numbers)
-
-    def _forward(
-        self, plan: P, tensors: Sequence[torch.Tensor], numbers: Sequence[float]
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        x = tensors[0]
-        output = self.empty(x, plan.output_shape)
         kept = []
         for kind in self.kept:
-            dtype = torch.int32 if kind == "position" else torch.promote_types(x.dtype, torch.float32)
-            kept.append(self.empty(x, plan.output_shape, dtype))
+            dtype = torch.int32 if kind == "position" else torch.promote_types(tensors[0].dtype, torch.float32)
+            kept.append(self.empty(tensors[0], plan.output_shape, dtype))
+        return self._output(plan, tensors, kept, numbers), tuple(kept)
+
+    def _output(
+        self,
+        plan: P,
+        tensors: Sequence[torch.Tensor],
+        kept: Sequence[torch.Tensor | None],
+        numbers: Sequence[float],
+    ) -> torch.Tensor:
+        output = self.empty(tensors[0], plan.output_shape)
         self.call(plan, [*tensors, output, *kept], numbers)
-        return output, tuple(kept)
+        return output
 
     def repeated(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
         where, plan = self.surroundings(tensors[0].device), self._plan("forward", tensors, geometry)
+        nothing = (None,) * len(self.kept)
 
         def output(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
             if plan is None or self.surroundings(tensors[0].device) != where:
                 return self.forward(tensors, numbers, geometry)[0]
-            return self._forward(plan, tensors, numbers)[0]
+            return self._output(plan, tensors, nothing, numbers)
 
         return output
 
