@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import platform
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -52,6 +54,35 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
     for direction in ("FORWARD", "BACKWARD"):
         strict = ["-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
         toolchain.compile(tmp_path / "kernel.cpp", tmp_path / "kernel.so", strict, [template_directory() / "include"])
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the assembly of x86")
+@pytest.mark.parametrize("part", ["forward_1", "gradient_images", "gradient_banks"])
+def test_the_innermost_loop_loads_each_number_once(part: str, tmp_path: Path) -> None:
+    """A load per fused product would take twice the time."""
+    toolchain, kernel = find_toolchain(), sc.Kernel("sum(w*x)")
+    if "clang" in toolchain.version:
+        pytest.skip("reads what GCC writes")
+    tiles = tiles_of(facts_of(kernel, lower(kernel.formula)), toolchain.vector_bytes)
+    (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
+    flags = [flag for flag in toolchain.flags if not flag.startswith("-Wl,")]
+    options = [f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}", f"-I{template_directory() / 'include'}", "-S"]
+    direction = "FORWARD" if part == "forward_1" else "BACKWARD"
+    command = [*flags, *tiles.options(), *options, f"-DSYMCONV_{direction}", "-o", "kernel.s", "kernel.cpp"]
+    subprocess.run([*shlex.split(toolchain.compiler), *command], cwd=tmp_path, check=True)
+    down, across = {
+        "forward_1": (tiles.filters, tiles.vectors),
+        "gradient_images": (tiles.image_taps, tiles.again),
+        "gradient_banks": (tiles.bank_filters, tiles.bank_taps),
+    }[part]
+    assembly = (tmp_path / "kernel.s").read_text()
+    function = re.search(rf"^_Z\w*{part}ILi{down}ELi{across}E.*?\.cfi_endproc", assembly, re.DOTALL | re.MULTILINE)
+    assert function is not None
+    loops = re.findall(r"^(\.L\d+):\n((?:\t.*\n)*?)\tj\w+\t\1$", function[0], re.MULTILINE)
+    innermost = max((body for _, body in loops), key=lambda body: body.count("\tvfmadd"))
+    loads = re.findall(r"^\t(?!lea)\w+\t.*\(%r.*$", innermost, re.MULTILINE)
+    assert innermost.count("\tvfmadd") == down * across
+    assert len(loads) <= down + across + 1  # the place, or which windows there are
 
 
 def test_every_function_of_the_language_has_its_twin_in_the_header() -> None:
