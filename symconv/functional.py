@@ -223,8 +223,8 @@ def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any
 
 def run_first(said: Said, signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
     """Check everything, pad, and call the operator; remember what was said if it can be called again."""
-    call, tensors, batched, is_plain = checked(signature, rank, given, *options)
-    if said is not None and is_plain:
+    call, tensors, batched, as_given = checked(signature, rank, given, *options)
+    if said is not None and as_given:
         if len(_READY) >= MAX_READY:
             _READY.clear()
         _READY[said] = Ready(call, signature.tensors)
@@ -285,10 +285,10 @@ def checked(
             image = tensors[index] if batched else tensors[index].unsqueeze(0)
             padded = role == "input" and kept != pairs
             tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image
-    is_plain = batched and kept == pairs and all(name in given for name in signature.tensors)
+    as_given = batched and kept == pairs and all(name in given for name in signature.tensors)
     check_fast_math(fast_math)
     call = Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers, fast_math)
-    return call, tensors, batched, is_plain
+    return call, tensors, batched, as_given
 
 
 def collect(

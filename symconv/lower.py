@@ -279,7 +279,7 @@ class _Lowering:
         return expr if tuple(new) == expr.args else expr.func(*new)
 
     def block(self, results: Iterable[sp.Expr]) -> Block:
-        """Results as a function, with common subexpressions named, and those that all filters share."""
+        """Results as a function, with common subexpressions named, and quotients that all filters share."""
         results = tuple(results)
         if not results:
             return Block((), (), ())
@@ -288,10 +288,10 @@ class _Lowering:
         last = iter(reversed(names))
         grouped = [self._group(expr, common, last) for expr in results]
         found, reduced = sp.cse([*common, *grouped], symbols=iter(names), order="canonical")
-        numbers = {name: value for name, value in found if value.is_number}  # a number needs no name
-        reduced = [expr.xreplace(numbers) for expr in reduced]
-        values = {name: value.xreplace(numbers) for name, value in found if name not in numbers}
-        values |= dict(zip(common.values(), reduced))
+        values = dict(found) | dict(zip(common.values(), reduced))
+        plain = {name: value for name, value in values.items() if value.is_number or value.is_Symbol}  # needs no name
+        reduced = [expr.xreplace(plain) for expr in reduced]
+        values = {name: value.xreplace(plain) for name, value in values.items() if name not in plain}
         needed = {name: sorted(value.free_symbols & values.keys(), key=str) for name, value in values.items()}
         ordered = [*graphlib.TopologicalSorter(needed).static_order()]
         named = dict(zip(ordered, names))
@@ -304,9 +304,10 @@ class _Lowering:
         )
 
     def _group(self, expr: sp.Expr, common: dict[sp.Expr, sp.Symbol], names: Iterator[sp.Symbol]) -> sp.Expr:
-        """`expr` with a name for each part of a product that all filters share: it is computed once for all of them.
+        """`expr` with a name for each quotient in it that all filters share: there is one division for all of them.
 
-        Not for reciprocals alone: w/x is rounded once, and w*(1/x) would be twice.
+        Not for reciprocals alone: w/x is rounded once, and w*(1/x) would be twice.  A quotient may overflow by itself
+        where w makes up for it in w*x/g; products, where only a multiplication would be spared, are left as they are.
         """
         if not expr.args or expr.is_number:
             return expr
@@ -314,7 +315,7 @@ class _Lowering:
         if isinstance(expr, sp.Mul):
             shared = [each for each in args if _is_shared(each)]
             several = [each for each in shared if not each.is_number]
-            if len(several) > 1 and len(shared) < len(args) and not all(is_below(each) for each in several):
+            if len({is_below(each) for each in several}) == 2 and len(shared) < len(args):
                 product = sp.Mul(*shared)
                 if product not in common:
                     common[product] = next(names)

@@ -470,3 +470,7 @@ def test_memory_layouts(backend: str) -> None:
         torch.testing.assert_close(sc.conv2d("prod(tan(x + w))", view, weight, backend=backend), expected)
     same = x[:, :1].expand(-1, 4, -1, -1)
     torch.testing.assert_close(sc.conv2d("sum(w*x)", same, w, backend=backend), F.conv2d(same.contiguous(), w))
+    negated = torch.complex(torch.zeros_like(x), x).conj().imag  # in memory it has the other sign
+    assert negated.is_neg()
+    for _ in range(2):
+        torch.testing.assert_close(sc.conv2d("sum(w*x)", negated, w, backend=backend), F.conv2d(-x, w))

@@ -101,10 +101,11 @@ class NativeKernel(Generic[P]):
         where, plan = self.surroundings(tensors[0].device), self._plan("forward", tensors, geometry)
         nothing = (None,) * len(self.kept)
 
-        def output(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-            if plan is None or self.surroundings(tensors[0].device) != where:
-                return self.forward(tensors, numbers, geometry)[0]
-            return self._output(plan, tensors, nothing, numbers)
+        def output(given: Sequence[torch.Tensor]) -> torch.Tensor:
+            now = plan if self.surroundings(given[0].device) == where else self._plan("forward", given, geometry)
+            if now is None:
+                return self._instead.forward(given, numbers, geometry)[0]
+            return self._output(now, given, nothing, numbers)
 
         return output
 

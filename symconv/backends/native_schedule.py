@@ -227,6 +227,8 @@ def channels_of(facts: Facts, tensors: Sequence[torch.Tensor], groups: int) -> l
 
 #: The roles of operands that are read as they lie in memory, without steps.
 PACKED = ("weight", "bias", "param")
+#: How a tensor lies whose values stand in memory with the other sign, such as the imaginary part of a conjugate.
+NEGATED = "negated"
 #: Numbers per tensor: data, channels, group, and the steps along n, channel, tap, z, y, x.
 TENSOR = 9
 
@@ -257,7 +259,14 @@ class Plan:
             tensors: operands, values per window, gradients; None for a gradient that is not wanted.
             lying: the role and the axes of each.
         """
-        said = tuple([tensor if tensor is None else tensor.is_contiguous() or tensor.stride() for tensor in tensors])
+        said = tuple(
+            [
+                None if each is None else NEGATED if each.is_neg() else each.is_contiguous() or each.stride()
+                for each in tensors
+            ]
+        )
+        if NEGATED in said:
+            return self.arguments([each if each is None else each.resolve_neg() for each in tensors], lying)
         found = self._layouts.get(said)
         if found is None:
             tensors = [

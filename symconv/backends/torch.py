@@ -89,7 +89,7 @@ class TorchKernel:
     def repeated(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-        return lambda tensors: self.forward(tensors, numbers, geometry)[0]
+        return lambda given: self.forward(given, numbers, geometry)[0]
 
     def backward(
         self,

@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from ..errors import BackendError, CacheError, CompilationError
+from ..render import static_header
 from .cache import Cache
 from .key import _OWN_SOURCE, content_key
 from .process import RunError, progress, run
@@ -202,7 +203,12 @@ def _found() -> Toolchain:
     if not any(candidates.values()):  # before the cache has its say
         search(Path())
     identity = {name: [_identity(word) for word in command] for name, command in candidates.items()}
-    fields = {"source": _OWN_SOURCE, "torch": f"{torch.__version__} {TORCH}", "processor": _processor()}
+    fields = {
+        "source": _OWN_SOURCE,
+        "threads": static_header("threads.hpp"),  # which is tried out
+        "torch": f"{torch.__version__} {TORCH}",
+        "processor": _processor(),
+    }
     try:
         key = content_key({**fields, "compilers": json.dumps(identity)})
         facts = json.loads(Cache().get(key, build, "the C++ compiler", logging.DEBUG).read(FACTS))

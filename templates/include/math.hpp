@@ -422,26 +422,26 @@ SYMCONV_INLINE uint64_t turns_of(float z)
     return shown >> 31 ? 0 - turns : turns;
 }
 
-/// An argument without the multiples of some half pis.
+/// An argument without its multiples of a unit, one or two half pis.
 struct Reduced {
     vec r, rest;  // rest: what r has lost by rounding
     ivec odd;     // the highest bit: whether there were an odd number of multiples
 };
 
-/// The same for arguments beyond NEAR, z + ahead: so rare that it may be slow, but not wrong.  No library is called, and few
-/// registers are used, so that callers keep what they have in the others.
-template <int HALF_PIS> static CALLED Reduced reduced_far(vec z, uint64_t ahead)
+/// For arguments beyond NEAR, turned on by `ahead` (2**64 are a whole turn): so rare that it may be slow, but not wrong.  No
+/// library is called, and few registers are used, so that callers keep what they have in the others.
+template <int UNIT> static CALLED Reduced reduced_far(vec z, uint64_t ahead)
 {
     Reduced found{z - z, vec{}, ivec{}};  // NaN for what is not finite
     for (int lane = 0; lane < LANES; ++lane) {
         const float from = float(z[lane]), size = from < 0 ? -from : from;
         if (size > NEAR && size < infinity) {
             const uint64_t turns = turns_of(from) + ahead;
-            const int64_t fraction = int64_t(turns << (3 - HALF_PIS)) >> (3 - HALF_PIS);
+            const int64_t fraction = int64_t(turns << (3 - UNIT)) >> (3 - UNIT);
             const double r = double(fraction) * 0x1.921fb54442d18p-62;  // half a pi
             found.r[lane] = float(r);
             found.rest[lane] = float(r - double(float(r)));
-            found.odd[lane] = int32_t((turns - uint64_t(fraction)) << (2 - HALF_PIS) >> 32);
+            found.odd[lane] = int32_t((turns - uint64_t(fraction)) << (2 - UNIT) >> 32);
         }
     }
     return found;
@@ -463,20 +463,20 @@ SYMCONV_INLINE vec sin_of(const Reduced& z)
 SYMCONV_INLINE vec sin(vec z)
 {
     const vec rounded = z * INVERSE_PI + WHOLE;
-    Reduced near{less_half_pis(z, rounded - WHOLE, 2), vec{}, bits(rounded) << 31};
+    Reduced reduced{less_half_pis(z, rounded - WHOLE, 2), vec{}, bits(rounded) << 31};
     if (is_far(z))
-        near = chosen(abs(z) > NEAR, reduced_far<2>(z, 0), near);
-    return sin_of(near);
+        reduced = chosen(abs(z) > NEAR, reduced_far<2>(z, 0), reduced);
+    return sin_of(reduced);
 }
 
 SYMCONV_INLINE vec cos(vec z)
 {
     // From the nearest zero of the cosine, (n + 1/2)*pi.
     const vec rounded = (z * INVERSE_PI - 0.5f) + WHOLE;
-    Reduced near{less_half_pis(z, 2 * (rounded - WHOLE) + 1, 1), vec{}, ~bits(rounded) << 31};
+    Reduced reduced{less_half_pis(z, 2 * (rounded - WHOLE) + 1, 1), vec{}, ~bits(rounded) << 31};
     if (is_far(z))
-        near = chosen(abs(z) > NEAR, reduced_far<2>(z, uint64_t(1) << 62), near);
-    return sin_of(near);
+        reduced = chosen(abs(z) > NEAR, reduced_far<2>(z, uint64_t(1) << 62), reduced);
+    return sin_of(reduced);
 }
 
 SYMCONV_INLINE vec tan(vec z)
@@ -485,16 +485,16 @@ SYMCONV_INLINE vec tan(vec z)
     // Where the tangent is steep, what rounding takes from r counts; where r is small, r - first would round.
     const vec first = fma(n, -HALF_PI, z), second = fma(n, -HALF_PI_2, first);
     const vec lost_there = where(abs(second) > 0.25f, fma(n, -HALF_PI_2, first - second), 0);
-    Reduced near{second, lost_there - n * HALF_PI_3, bits(rounded) << 31};
+    Reduced reduced{second, lost_there - n * HALF_PI_3, bits(rounded) << 31};
     if (is_far(z))
-        near = chosen(abs(z) > NEAR, reduced_far<1>(z, 0), near);
-    const vec r = near.r, s = r * r;
-    const vec tail = near.rest + r * s * polynomial(s, {0x1.5554d4p-2f, 0x1.112ffcp-3f, 0x1.b53f46p-5f, 0x1.926d1p-6f,
+        reduced = chosen(abs(z) > NEAR, reduced_far<1>(z, 0), reduced);
+    const vec r = reduced.r, s = r * r;
+    const vec tail = reduced.rest + r * s * polynomial(s, {0x1.5554d4p-2f, 0x1.112ffcp-3f, 0x1.b53f46p-5f, 0x1.926d1p-6f,
                                                         0x1.7cc744p-9f, 0x1.37c2eep-7f});
     const vec value = with_sign(r + tail, r), lost = (r - value) + tail;
     // For odd n it is -1/(value + lost): a Newton step puts both roundings right.
     const vec inverse = -1 / value, better = inverse + inverse * (fma(inverse, value, splat(1)) + inverse * lost);
-    return where(near.odd < 0, better, value);
+    return where(reduced.odd < 0, better, value);
 }
 
 #endif
