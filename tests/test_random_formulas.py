@@ -486,6 +486,7 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("e1 = softmax(c - c, dim=c)\nmax(e1) + sum(x)", {}),
     # Gradients are of the precision of the values.
     ("max((x + x + w)*cos(dx))", {}),
+    ("max(atan(softmax(x))/(detach(2)**2 + 1))", {}),
     ("sin(ste(sign(2), sum(x)))", {}),
     ("p: param\n3*cos(custom_grad(3, p=sum(x)))", {}),
     ("median((x + x + w)*cos(dx)) + quantile((x + x + w)*cos(dx), 0.3)", {}),

@@ -200,11 +200,15 @@ class Block(NamedTuple):
         return numbers[(..., *[None] * self.layout.rank)]
 
     def place(self, axes: str = "ct") -> Tensor:
-        """The scan position of the tap among those that a reduction over `axes` sees."""
+        """The scan position of the tap among those that a reduction over `axes` sees.
+
+        As wide as the numbers in which the kernel computes: `same` makes such numbers of it.
+        """
+        dtype = torch.int64 if self.layout.dtype == torch.float64 else torch.int32
         if axes == "t":
-            return torch.full((), self.position, device=self.layout.device)
+            return torch.full((), self.position, dtype=dtype, device=self.layout.device)
         numbers = self._channels() * self.layout.tap_count + self.position if axes == "ct" else self._channels()
-        return numbers[(..., *[None] * self.layout.rank)]
+        return numbers.to(dtype)[(..., *[None] * self.layout.rank)]
 
     def count(self, axes: str = "ct", channels: int = 0) -> Tensor:
         """How many taps, channels or both each window has inside the image, [1, 1, 1, 1, *pixels]."""
@@ -580,8 +584,8 @@ def is_zero(z: Tensor) -> Tensor:
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
-    """1 where two positions are the same, else 0: whole numbers, so that what they meet keeps its own dtype."""
-    return (a == b).to(torch.int8)
+    """1 where a position kept by a reduction is the tap's, else 0, in the dtype in which the kernel computes."""
+    return (a == b).to(torch.float64 if torch.int64 in (a.dtype, b.dtype) else torch.float32)
 
 
 def reciprocal(r: Tensor) -> Tensor:
