@@ -11,18 +11,19 @@ from __future__ import annotations
 import functools
 import graphlib
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import sympy as sp
 
 from .derive import partials, tidy
-from .functions import BY_CLASS, Pointwise, is_below, kinked, numeric, power, typed
+from .functions import Pointwise, is_below, kinked, numeric, power, typed
 from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Operand
+from .lift import Lifted, Lifting, split
+from .operations import NOTHING, Block
 from .reductions import record_of
 
 #: The gradient that reaches the output of a window.
@@ -85,22 +86,6 @@ class Accumulator:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A straight-line function: arguments, named temporaries, results."""
-
-    arguments: tuple[sp.Symbol, ...]
-    temporaries: tuple[tuple[sp.Symbol, sp.Expr], ...]
-    results: tuple[sp.Expr, ...]
-
-    @property
-    def operations(self) -> Counter[str]:
-        """How many operations of each sort one evaluation takes."""
-        return sum((count_operations(expr) for _, expr in self.temporaries), Counter()) + sum(
-            map(count_operations, self.results), Counter()
-        )
-
-
-@dataclass(frozen=True)
 class Sweep:
     """One visit to every tap of the window.
 
@@ -112,6 +97,7 @@ class Sweep:
         accumulators: where its results go, in their order; none for a sweep that gives gradients.
         gradients: for such a sweep the operand to which each result belongs.
         ranks: the function of the window that gives the ranks of its accumulators of a rank.
+        factors: for gradients the function that gives what each of their sums is multiplied by, if there is one.
     """
 
     where: Domain
@@ -120,7 +106,8 @@ class Sweep:
     taps: Block
     accumulators: tuple[Accumulator, ...] = ()
     gradients: tuple[Operand, ...] = ()
-    ranks: Block = Block((), (), ())
+    ranks: Block = NOTHING
+    factors: tuple[Block | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +138,24 @@ class Schedule:
         places = [*self.window_gradients, *(place for sweep in self.backward for place in sweep.gradients)]
         return frozenset(place.operand.name for place in places)
 
+    @property
+    def lifted(self) -> tuple[list[Lifted], list[Lifted]]:
+        """What is computed once per pixel or weight, for the forward and for the backward pass."""
+        forward, backward = (
+            sorted(
+                {
+                    each
+                    for sweep in sweeps
+                    for block in (sweep.taps, *filter(None, sweep.factors))
+                    for each in block.arguments
+                    if isinstance(each, Lifted)
+                },
+                key=str,
+            )
+            for sweeps in (self.forward, self.backward)
+        )
+        return forward, backward
+
     @staticmethod
     def held(sweeps: Iterable[Sweep]) -> list[Domain]:
         """What the sweeps hold for each window beyond one value: the taps and channels of each."""
@@ -158,9 +163,14 @@ class Schedule:
         return sorted(found - {WINDOW})
 
 
-def lower(formula: Formula) -> Schedule:
-    """The schedule of a formula, gradients included."""
-    lowering = _Lowering(formula)
+def lower(formula: Formula, lift: bool = False) -> Schedule:
+    """The schedule of a formula, gradients included.
+
+    Args:
+        formula: what to compute.
+        lift: whether costly parts of a tap that belong to one pixel, or to one weight, are `Lifted`.
+    """
+    lowering = _Lowering(formula, lift)
     output = lowering.lower(kinked(formula.expr))
     forward_accumulators = tuple(lowering.accumulators)
     at_taps: dict[Domain, dict[Operand, sp.Expr]] = {}
@@ -175,12 +185,13 @@ def lower(formula: Formula) -> Schedule:
     read = output.free_symbols.union(*(each.needs for each in forward_accumulators))
     forward = [each.yielding(frozenset(read | used if not each.left else read)) for each in forward_accumulators]
     again = [each.yielding(used) for each in again]
+    forward_sweeps = tuple(lowering.sweep(where, group) for where, group in stages(forward))
     backward = [lowering.sweep(where, group) for where, group in stages(again)]
     backward += [lowering.gradient_sweep(where, exprs) for where, exprs in sorted(at_taps.items())]
 
     kept = tuple(s for each in forward if not each.left for s in each.symbols if s in used)
     return Schedule(
-        tuple(lowering.sweep(where, group) for where, group in stages(forward)),
+        forward_sweeps,
         lowering.block([output]),
         kept,
         tuple(backward),
@@ -217,13 +228,14 @@ def stages(accumulators: Sequence[Accumulator]) -> Iterator[tuple[Domain, tuple[
 class _Lowering:
     """Turns expressions with window nodes into expressions of accumulators."""
 
-    def __init__(self, formula: Formula) -> None:
+    def __init__(self, formula: Formula, lift: bool) -> None:
         self.formula = formula
         self.accumulators: list[Accumulator] = []
         self.counts: dict[sp.Symbol, Domain] = {}
         self._known: dict[tuple[object, ...], Accumulator] = {}
         taken = {operand.name for operand in formula.operands}
         self._fresh = (name for name in map("v{}".format, itertools.count(1)) if name not in taken)
+        self._lifting = Lifting(self.block, taken) if lift else None
         self._temporary = [name for name in map("u{}".format, range(1, 2000)) if name not in taken]
         self.lower = functools.cache(self._lower)
 
@@ -253,11 +265,17 @@ class _Lowering:
         return Sweep(where, names, before, taps, accumulators, ranks=ranks)
 
     def gradient_sweep(self, where: Domain, exprs: dict[Operand, sp.Expr]) -> Sweep:
-        return Sweep(where, *self._parts([*exprs.values()]), gradients=tuple(exprs))
+        if self._lifting is None:
+            return Sweep(where, *self._parts([*exprs.values()]), gradients=tuple(exprs))
+        parts = [split(self._lifting.lift(expr), place) for place, expr in exprs.items()]
+        factors = tuple(None if factor == 1 else self.block([factor]) for factor, _ in parts)
+        return Sweep(where, *self._parts([rest for _, rest in parts]), gradients=tuple(exprs), factors=factors)
 
     def _parts(self, values: list[sp.Expr]) -> tuple[tuple[sp.Symbol, ...], Block, Block]:
         hoisted: dict[sp.Expr, sp.Symbol] = {}
         values = [self._hoist(value, hoisted) for value in values]
+        if self._lifting is not None:
+            values = [self._lifting.lift(value) for value in values]
         return tuple(hoisted.values()), self.block(hoisted), self.block(values)
 
     def _hoist(self, expr: sp.Expr, hoisted: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
@@ -265,7 +283,7 @@ class _Lowering:
         if not expr.args or expr.is_number:
             return expr
         if isinstance(expr, sp.Expr) and not _is_tap(expr):
-            if (-expr).is_Symbol or all(isinstance(symbol, Operand) for symbol in expr.free_symbols):
+            if (-expr).is_Symbol or all(isinstance(symbol, (Operand, Lifted)) for symbol in expr.free_symbols):
                 return expr  # a negation, or parameters only: as cheap at a tap as a name
             if expr not in hoisted:
                 hoisted[expr] = Value(next(self._fresh))
@@ -282,7 +300,7 @@ class _Lowering:
         """Results as a function, with common subexpressions named, and quotients that all filters share."""
         results = tuple(results)
         if not results:
-            return Block((), (), ())
+            return NOTHING
         names = [sp.Symbol(name, real=True) for name in self._temporary]
         common: dict[sp.Expr, sp.Symbol] = {}
         last = iter(reversed(names))
@@ -414,21 +432,3 @@ def _is_tap(expr: sp.Basic) -> bool:
 def _is_shared(expr: sp.Basic) -> bool:
     """Whether an expression is the same for all filters."""
     return all(isinstance(symbol, Operand) and "o" not in symbol.axes for symbol in expr.free_symbols)
-
-
-def count_operations(expr: sp.Basic) -> Counter[str]:
-    """The operations of one evaluation of `expr`, by the names that people use: add, mul, div, sqrt, tan, ..."""
-    counts: Counter[str] = Counter()
-    for node in sp.preorder_traversal(expr):
-        if node.is_Add:
-            counts["add"] += len(node.args) - 1
-        elif node.is_Mul:
-            above = [factor for factor in node.args if not (factor.is_Pow and factor.exp == -1) and factor != -1]
-            counts["mul"] += max(len(above) - 1, 0)
-        elif node.is_Pow:
-            counts[{-1: "div", sp.Rational(1, 2): "sqrt"}.get(node.exp, "mul" if node.exp == 2 else "pow")] += 1
-        elif isinstance(node, sp.core.relational.Relational):
-            counts["compare"] += 1
-        elif type(node) in BY_CLASS:
-            counts[BY_CLASS[type(node)].name] += 1
-    return counts

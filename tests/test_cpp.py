@@ -21,17 +21,23 @@ import symconv as sc
 from symconv.backends import backends
 from symconv.backends.cpp import generate
 from symconv.backends.cpp_schedule import tiles_of
-from symconv.backends.native_schedule import HEAVY, Tiles, facts_of
+from symconv.backends.native_schedule import Tiles, facts_of
 from symconv.build.toolchain import find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
 from symconv.functions import BY_CLASS
 from symconv.lower import lower
+from symconv.operations import HEAVY
 from symconv.render import static_header, template_directory
 
 pytestmark = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
 
 GOLDEN = Path(__file__).parent / "golden"
-KERNELS = {"adder": "-sum(abs(x - w))", "tropical": "sum(max(x + w, dim=t), dim=c)", "softpool": "sum(x*softmax(x))"}
+KERNELS = {
+    "adder": "-sum(abs(x - w))",
+    "tropical": "sum(max(x + w, dim=t), dim=c)",
+    "softpool": "sum(x*softmax(x))",
+    "lifted": "beta: const = 2.0\nsum(w*tanh(beta*x)*exp(-dx**2 - dy**2)) + b",
+}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -49,7 +55,7 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
     kernel = sc.Kernel(KERNELS[name], name=name)
     (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
     toolchain = find_toolchain()
-    tiles = tiles_of(facts_of(kernel, lower(kernel.formula)), toolchain.vector_bytes).options()
+    tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes).options()
     width = f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}"
     for direction in ("FORWARD", "BACKWARD"):
         strict = ["-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
@@ -63,7 +69,7 @@ def test_the_innermost_loop_loads_each_number_once(part: str, tmp_path: Path) ->
     toolchain, kernel = find_toolchain(), sc.Kernel("sum(w*x)")
     if "clang" in toolchain.version:
         pytest.skip("reads what GCC writes")
-    tiles = tiles_of(facts_of(kernel, lower(kernel.formula)), toolchain.vector_bytes)
+    tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes)
     (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
     flags = [flag for flag in toolchain.flags if not flag.startswith("-Wl,")]
     options = [f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}", f"-I{template_directory() / 'include'}", "-S"]
@@ -105,7 +111,7 @@ def test_words_of_cpp_are_names_like_others() -> None:
 def test_tiles_shrink_with_what_is_accumulated() -> None:
     def tiles(text: str, vector_bytes: int = 64) -> Tiles:
         kernel = sc.Kernel(text)
-        return tiles_of(facts_of(kernel, lower(kernel.formula)), vector_bytes)
+        return tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), vector_bytes)
 
     assert tiles("sum(w*x)").filters > tiles("max(x + w)").filters >= tiles("var(x + w)").filters
     assert tiles("sum(w*x)", 32).filters < tiles("sum(w*x)").filters

@@ -57,7 +57,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
     from ..lower import lower
     from .native_source import native_source
 
-    schedule = lower(kernel.formula)
+    schedule = lower(kernel.formula, lift=True)
     return {
         SOURCE: native_source(kernel, schedule, "cpp/kernel.cpp.jinja"),
         FACTS: json.dumps(facts_of(kernel, schedule)._asdict()),

@@ -109,7 +109,8 @@ def plan_of(
     line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
     filters, length = geometry.out_channels // geometry.groups, line.length
 
-    per_place = real * line.planes * sum(channels) * (2 if backward else 1)
+    planes = sum(channels) * (2 if backward else 1) + sum(channels[index] for index in facts.pixels[backward])
+    per_place = real * line.planes * planes
     whole, per_channel, per_tap = facts.values[backward]
     per_filter = real * (whole + per_channel * max(channels) + per_tap * math.prod(geometry.kernel_size))
     budget = cache_bytes() // 2

@@ -53,6 +53,8 @@ def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, st
     notes = glossary(derivatives.values()) + kink_notes(kernel.formula)
     names = [(operand.name, _meaning(operand)) for operand in kernel.formula.operands]
     names += [(name, access.name) for access, name in accesses.items()]
+    for lifted in (lifted for each in schedule.lifted for lifted in each):
+        names.append((lifted.name, f"{_text(lifted.expr)}, once per {'pixel' if lifted.pixel else 'weight'}"))
     for sweep in (*schedule.forward, *schedule.backward):
         for each in sweep.accumulators:
             names.append((each.symbols[0].name, legend(each)))
@@ -112,6 +114,7 @@ def _text(expr: sp.Expr) -> str:
 def identifiers(kernel: Kernel, schedule: Schedule) -> dict[sp.Symbol, str]:
     """A name in generated code for each operand that is read elsewhere than at the tap."""
     blocks = [block for sweep in (*schedule.forward, *schedule.backward) for block in (sweep.before, sweep.taps)]
+    blocks += [each.block for lifted in schedule.lifted for each in lifted]
     symbols = {symbol for block in (*blocks, schedule.output, schedule.at_windows) for symbol in block.arguments}
     taken, names = {operand.name for operand in kernel.formula.operands}, {}
     for access in sorted((each for each in symbols if isinstance(each, Access)), key=lambda each: each.name):

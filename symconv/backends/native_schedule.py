@@ -17,13 +17,10 @@ from ..geometry import Geometry
 from ..kernel import Kernel
 from ..language.axes import domain
 from ..lower import Schedule, Sweep
+from ..operations import HEAVY
 
 #: Vectors that an accumulator of each kind holds.
 STATE = {"sum": 1, "product": 1, "max": 1, "first_max": 2, "exponentials": 2, "mean": 3, "moment": 4}
-#: Functions that take many instructions and many registers.
-HEAVY = frozenset(
-    "exp log sin cos tan tanh sigmoid pow expm1 log1p softplus asin acos atan atan2 sinh cosh erf sinc".split()
-)
 
 
 class Facts(NamedTuple):
@@ -42,6 +39,7 @@ class Facts(NamedTuple):
     ranked: list[str]
     values: list[list[int]]
     flat: list[list[int]]
+    pixels: list[list[int]]
 
 
 def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
@@ -50,6 +48,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
     places = [place for sweep in schedule.backward for place in sweep.gradients]
     per_filter = any("o" in axes for role, axes in zip(signature.roles, signature.axes) if role != "bias")
     passes = schedule.forward, schedule.backward
+    inputs = [name for name, role in zip(signature.tensors, signature.roles) if role == "input"]
     return Facts(
         list(signature.tensors),
         list(signature.roles),
@@ -78,6 +77,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         ),
         [_values(sweeps, extra) for sweeps, extra in zip(passes, (1, 1 + len(schedule.kept)))],
         [[], []],
+        [[inputs.index(each.pixel.operand.name) for each in lifted if each.pixel] for lifted in schedule.lifted],
     )
 
 

@@ -17,7 +17,9 @@ import sympy as sp
 from ..kernel import Kernel
 from ..language.axes import WINDOW, Domain, Labels, domain
 from ..language.symbols import Access, Operand
-from ..lower import YIELDS, Block, Schedule, Sweep
+from ..lift import Lifted
+from ..lower import YIELDS, Schedule, Sweep
+from ..operations import NOTHING, Block
 from ..printers.cpp import CppPrinter, identifier
 from ..render import render
 from .description import ACCUMULATORS, describe, identifiers, legend
@@ -82,6 +84,8 @@ class Pass:
         self.members: dict[Domain, dict[str, Member]] = {WINDOW: {}}
         #: What is made once per call: where the elements of weights are, and the weights as they are read.
         self.shared: dict[str, tuple[str, str]] = {}
+        #: What is computed once per pixel.
+        self.pixels: dict[str, dict[str, Any]] = {}
         self.functions: list[dict[str, Any]] = []
         self.sweeps = self.named_sweeps()
         self.printed = [self.sweep(sweep, name) for name, sweep in self.sweeps.items()]
@@ -107,6 +111,7 @@ class Pass:
                 for where, members in sorted(self.members.items())
             ],
             "shared": [(name, kind, make) for name, (kind, make) in self.shared.items()],
+            "pixels": [*self.pixels.values()],
             "inputs": [(name, self.tensors.index(name)) for name in inputs],
             "fields": [self.field(name) for name in self.tensors if self.operands[name].role == "field"],
             "values": self.values(),
@@ -180,7 +185,8 @@ class Pass:
         name = self.identifier(symbol)
         members = self.members.setdefault(where, {})
         if name not in members:
-            make = self.operand if isinstance(symbol, Operand) else self.value
+            makes = {Operand: self.operand, Lifted: self.lifted, sp.Symbol: self.value}
+            make = next(make for kind, make in makes.items() if isinstance(symbol, kind))
             members[name] = make(name, symbol, where)
         return f"at.{self.id(where)}.{name}(here)"
 
@@ -199,12 +205,17 @@ class Pass:
             return Member(name, "Number", f"real({SIZES[base.name]})")
         if base.name == "o":
             return Member(name, "Filter", "0", f"{name}.first = group * windows.geometry.filters + first")
-        number = {
+        number = self.number(base, taps)
+        return Member(name, "Numbers", f"numbers_at({taps}, arena, [&](int64_t k) {{ return {number}; }})")
+
+    @staticmethod
+    def number(base: Operand, taps: str) -> str:
+        """An offset, or the number of a channel or tap, for each k."""
+        return {
             "c": f"{taps}.channel[k]",
             "t": f"{taps}.tap[k]",
             **{axis: f"windows.offset({taps}.tap[k], {number})" for axis, number in OFFSETS.items()},
         }[base.name]
-        return Member(name, "Numbers", f"numbers_at({taps}, arena, [&](int64_t k) {{ return {number}; }})")
 
     def value(self, name: str, symbol: sp.Symbol, where: Domain) -> Member:
         """How a value of the window is read."""
@@ -234,18 +245,68 @@ class Pass:
 
     def bank(self, name: str, symbol: Operand, where: Domain) -> Member:
         """A weight or parameter."""
-        elements, packed = self.elements(name, symbol, where), f"{self.id(where)}_{name}_packed"
-        per_filter, per_tap = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
-        varies = flags(per_filter, per_tap)
-        tensor, count = self.tensors.index(symbol.operand.name), f"{self.id(where)}.count"
-        self.shared[packed] = (
-            "const real*",
-            f"pack<{varies}, {self.block}>(tensors[{tensor}], {elements}, windows, {count}, arena)",
-        )
+        varies = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
+        packed, make = f"{self.id(where)}_{name}_packed", self.packed(name, symbol, where, varies)
+        self.shared[packed] = ("const real*", make)
+        return self.bank_member(name, packed, where, varies)
+
+    def bank_member(self, name: str, packed: str, where: Domain, varies: tuple[bool, bool]) -> Member:
+        """What is packed as sweeps read it, along filters and along taps."""
+        per_filter, per_tap = varies
         count = f" * {self.id(where)}.{name}.count" if per_tap else ""
         enter = f"{name}.packed = shared.{packed} + (group * padded_filters<{self.block}>(windows) + first){count}"
         make = f"shared.{packed}, shared.{self.id(where)}.count"
-        return Member(name, f"Bank<{varies}>", make, enter if per_filter else "")
+        return Member(name, f"Bank<{flags(*varies)}>", make, enter if per_filter else "")
+
+    def packed(self, name: str, symbol: Operand, where: Domain, varies: tuple[bool, bool]) -> str:
+        """How the elements of a weight or parameter are packed."""
+        elements, tensor = self.elements(name, symbol, where), self.tensors.index(symbol.operand.name)
+        kind = f"pack<{flags(*varies)}, {self.block}>"
+        return f"{kind}(tensors[{tensor}], {elements}, windows, {self.id(where)}.count, arena)"
+
+    def lifted(self, name: str, symbol: Lifted, where: Domain) -> Member:
+        """What is computed once per pixel or weight."""
+        if symbol.pixel is not None:
+            self.pixels.setdefault(name, self.pixel(name, symbol, where))
+            return self.image(name, symbol.pixel, where, f"{name}_planes")
+        varies = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
+        domain, arguments = self.id(where), []
+        for each in symbol.block.arguments:
+            laid = f"{domain}_{self.identifier(each)}_of_{name}"
+            if each.role in ("const", "size"):
+                value = f"numbers[{self.numbers.index(each.name)}]" if each.role == "const" else SIZES[each.name]
+                arguments.append(f"splat(real({value}))")
+                continue
+            if each.role in ("offset", "index"):
+                element = "group * windows.geometry.filters + f" if each.name == "o" else self.number(each, domain)
+                kind, unused = f"laid_out<{flags(*varies)}, {self.block}>", "(void)group, (void)f, (void)k"
+                value = f"[&](int64_t group, int64_t f, int64_t k) {{ {unused}; return real({element}); }}"
+                make = f"{kind}(windows, {domain}.count, arena, {value})"
+            else:
+                make = self.packed(self.identifier(each), each, where, varies)
+            self.shared[laid] = ("const real*", make)
+            arguments.append(f"load({laid} + i)")
+        call = self.function(name, "The same for all windows: computed once per weight.", symbol.block, arguments)[
+            "call"
+        ]
+        packed = f"{domain}_{name}_packed"
+        self.shared[packed] = (
+            "const real*",
+            f"computed<{flags(*varies)}, {self.block}>(windows, {domain}.count, arena, "
+            f"[&](int64_t i) {{ (void)i; return {call}; }})",
+        )
+        return self.bank_member(name, packed, where, varies)
+
+    def pixel(self, name: str, symbol: Lifted, where: Domain) -> dict[str, Any]:
+        """A value that is computed once per pixel."""
+        arguments = [
+            f"load({each.name}_planes + q)" if each.role == "input" else self.read(each, where)
+            for each in symbol.block.arguments
+        ]
+        doc = "The same for all taps that see a pixel: computed once."
+        call = self.function(name, doc, symbol.block, arguments)["call"]
+        assert symbol.pixel is not None
+        return {"name": name, "call": call, "index": self.tensors.index(symbol.pixel.operand.name)}
 
     def field_member(self, name: str, base: Operand, where: Domain, values: str) -> Member:
         """A value per output pixel, or its gradient."""
@@ -271,11 +332,17 @@ class Pass:
 
     # -- Functions and sweeps ----------------------------------------------------------------------------------------
 
-    def function(self, name: str, doc: str, block: Block, where: Domain) -> dict[str, Any]:
-        """Register a function of the generated file; returns how it is called and what it gives."""
+    def function(self, name: str, doc: str, block: Block, at: Domain | Sequence[str]) -> dict[str, Any]:
+        """Register a function of the generated file; returns how it is called and what it gives.
+
+        Args:
+            name, doc, block: of the function.
+            at: the domain at whose places its arguments are read, or the arguments.
+        """
+        arguments = [self.read(symbol, at) for symbol in block.arguments] if isinstance(at, Domain) else at
         results = [self.printer.result(expr) for expr in block.results]
         single = len(results) == 1
-        if results:
+        if results and all(function["name"] != name for function in self.functions):
             self.functions.append(
                 {
                     "name": name,
@@ -291,9 +358,8 @@ class Pass:
                     "results": results[0] if single else "{{" + ", ".join(results) + "}}",
                 }
             )
-        arguments = ", ".join(self.read(symbol, where) for symbol in block.arguments)
         values = ["value"] if single else [f"value[{k}]" for k in range(len(results))]
-        return {"call": f"{name}({arguments})", "values": values}
+        return {"call": f"{name}({', '.join(arguments)})", "values": values}
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         self.members.setdefault(sweep.where, {})  # also where its taps read nothing
@@ -382,7 +448,7 @@ class Backward(Pass):
         again = [sweep for sweep in self.schedule.backward if not sweep.gradients]
         gradients = [sweep for sweep in self.schedule.backward if sweep.gradients]
         if self.schedule.window_gradients:
-            nothing, at_windows = Block((), (), ()), self.schedule.at_windows
+            nothing, at_windows = NOTHING, self.schedule.at_windows
             gradients.append(Sweep(WINDOW, (), nothing, at_windows, gradients=self.schedule.window_gradients))
         named = {f"backward_{k}": sweep for k, sweep in enumerate(again, 1)}
         return named | {f"gradient_{k}" if len(gradients) > 1 else "gradient": s for k, s in enumerate(gradients, 1)}
@@ -409,12 +475,17 @@ class Backward(Pass):
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         printed = super().sweep(sweep, name)
         kinds = {"bank": "banks", **({} if sweep.where == WINDOW else {"image": "images"})}
-        for place, value in zip(sweep.gradients, printed["taps"]["values"]):
+        factors = sweep.factors or (None,) * len(sweep.gradients)
+        for place, value, factor in zip(sweep.gradients, printed["taps"]["values"], factors):
             sink = self.sink(place, sweep.where, value)
+            if factor is not None:
+                doc = "What is the same for all terms of its sum."
+                function = f"{name}_{self.identifier(place)}_factor"
+                sink["factor"] = self.function(function, doc, factor, sweep.where)["call"]
             printed[kinds.get(sink["kind"], "others")].append(sink)
         return printed
 
-    def sink(self, place: Operand, where: Domain, value: str) -> dict[str, str]:
+    def sink(self, place: Operand, where: Domain, value: str) -> dict[str, Any]:
         """Where the gradient at a place goes, in a domain."""
         base, name = place.operand, f"grad_{self.identifier(place)}"
         if base.role == "input":
@@ -426,7 +497,14 @@ class Backward(Pass):
             kind, member = "bank", self.bank_sink(name, place, where)
         self.members.setdefault(where, {})[name] = member
         tensor = self.tensors.index(base.name)
-        return {"name": f"{self.id(where)}.{name}", "kind": kind, "of": base.name, "tensor": tensor, "value": value}
+        return {
+            "name": f"{self.id(where)}.{name}",
+            "kind": kind,
+            "of": base.name,
+            "tensor": tensor,
+            "value": value,
+            "factor": "",
+        }
 
     def bank_sink(self, name: str, place: Operand, where: Domain) -> Member:
         """Where the gradient of a weight or parameter goes."""

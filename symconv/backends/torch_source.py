@@ -10,7 +10,8 @@ import sympy as sp
 from ..kernel import Kernel
 from ..language.axes import Domain, Value, domain
 from ..language.symbols import Access, Operand
-from ..lower import Block, Schedule, Sweep
+from ..lower import Schedule, Sweep
+from ..operations import Block
 from ..printers.torch import TorchPrinter
 from ..render import render, static_header
 from .description import ACCUMULATORS, describe, identifiers, legend

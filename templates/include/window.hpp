@@ -285,24 +285,33 @@ constexpr bool WHOLE_BLOCKS = true;
 constexpr bool WHOLE_BLOCKS = false;
 #endif
 
-/// The elements of a weight or parameter as sweeps read them: for blocks of BLOCK filters one k after the other, and
-/// for the filters that are left row by row.  PER_FILTER and PER_TAP say along what they vary.
-template <bool PER_FILTER, bool PER_TAP, int BLOCK>
-inline real* pack(const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
+/// A value for each filter, channel and tap, as sweeps read them: for blocks of BLOCK filters one k after the other, and
+/// for the filters that are left row by row.  PER_FILTER and PER_TAP say along what they vary; element(group, f, k).
+template <bool PER_FILTER, bool PER_TAP, int BLOCK, class Element>
+inline real* laid_out(const Windows& windows, int64_t count, Arena& arena, Element element)
 {
     const Geometry& g = windows.geometry;
     const int64_t filters = PER_FILTER ? g.filters : 1, groups = PER_FILTER ? g.groups : 1, taps = PER_TAP ? count : 1;
     const int64_t padded = PER_FILTER ? padded_filters<BLOCK>(windows) : 1;
     real* packed = arena.take<real>(groups * padded * taps);
-    const storage* data = static_cast<const storage*>(tensor.data);
     const int64_t whole = PER_FILTER && PER_TAP ? (WHOLE_BLOCKS ? padded : filters / BLOCK * BLOCK) : 0;
     const int64_t rows = WHOLE_BLOCKS ? padded : filters;
     spread(arena.fills ? groups * rows : 0, taps, [&](int64_t row, int64_t k) {
         const int64_t group = row / rows, f = row % rows, width = f < whole ? BLOCK : 1;
-        const int64_t block = (group * padded + f / width * width) * taps + f % width, place = f < filters ? elements.places[k] : -1;
-        packed[block + k * width] = place < 0 ? real(0) : real(data[elements.at(group, f, k)]);
+        const int64_t block = (group * padded + f / width * width) * taps + f % width;
+        packed[block + k * width] = f < filters ? element(group, f, k) : real(0);
     });
     return packed;
+}
+
+/// The elements of a weight or parameter.
+template <bool PER_FILTER, bool PER_TAP, int BLOCK>
+inline real* pack(const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
+{
+    const storage* data = static_cast<const storage*>(tensor.data);
+    return laid_out<PER_FILTER, PER_TAP, BLOCK>(windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
+        return elements.places[k] < 0 ? real(0) : real(data[elements.at(group, f, k)]);
+    });
 }
 
 // -- Reading at a place -----------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""Straight-line functions, and what one evaluation of an expression takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import sympy as sp
+
+from .functions import BY_CLASS
+
+#: Operations that take many instructions.
+HEAVY = frozenset(
+    "exp log sin cos tan tanh sigmoid pow expm1 log1p softplus asin acos atan atan2 sinh cosh erf sinc".split()
+)
+COSTLY = HEAVY | {"div", "sqrt"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A straight-line function: arguments, named temporaries, results."""
+
+    arguments: tuple[sp.Symbol, ...]
+    temporaries: tuple[tuple[sp.Symbol, sp.Expr], ...]
+    results: tuple[sp.Expr, ...]
+
+    @property
+    def operations(self) -> Counter[str]:
+        """How many operations of each sort one evaluation takes."""
+        return sum((count_operations(expr) for _, expr in self.temporaries), Counter()) + sum(
+            map(count_operations, self.results), Counter()
+        )
+
+
+#: A function without results.
+NOTHING = Block((), (), ())
+
+
+def count_operations(expr: sp.Basic) -> Counter[str]:
+    """The operations of one evaluation of `expr`, by the names that people use: add, mul, div, sqrt, tan, ..."""
+    counts: Counter[str] = Counter()
+    for node in sp.preorder_traversal(expr):
+        if node.is_Add:
+            counts["add"] += len(node.args) - 1
+        elif node.is_Mul:
+            above = [factor for factor in node.args if not (factor.is_Pow and factor.exp == -1) and factor != -1]
+            counts["mul"] += max(len(above) - 1, 0)
+        elif node.is_Pow:
+            counts[{-1: "div", sp.Rational(1, 2): "sqrt"}.get(node.exp, "mul" if node.exp == 2 else "pow")] += 1
+        elif isinstance(node, sp.core.relational.Relational):
+            counts["compare"] += 1
+        elif type(node) in BY_CLASS:
+            counts[BY_CLASS[type(node)].name] += 1
+    return counts
