@@ -13,10 +13,13 @@ from typing import Any
 
 import sympy as sp
 
-from .functions import is_below
+from .functions import is_below, sigmoid
 from .language.axes import Value, labels_of
 from .language.symbols import Operand, w
 from .operations import COSTLY, Block, count_operations
+
+#: Functions whose values are not above 1 or below -1.
+AT_MOST_1 = {sp.sin, sp.cos, sp.tanh, sp.erf, sigmoid}
 
 
 class Lifted(Value):
@@ -79,13 +82,14 @@ class Lifting:
             for home in homes(args):
                 factors = [each for each in args if home_of(each) == home]
                 part = sp.Mul(*factors)
-                if not all(map(is_below, factors)) and is_worth_lifting(part, home):
+                # Not a reciprocal alone: w/x is rounded once, and w*(1/x) would be twice.
+                if not all(map(is_below, factors)) and is_safe(factors) and is_worth_lifting(part, home):
                     args = [self._named(part, home), *(each for each in args if each not in factors)]
         new = [self._under(each) if expr.is_Mul and is_below(each) else self.lift(each) for each in args]
         return expr if tuple(new) == expr.args else expr.func(*new)
 
     def _under(self, reciprocal: sp.Pow) -> sp.Expr:
-        """What is lifted below a fraction bar: w/g(x) is rounded once, w*(1/g(x)) would be twice."""
+        """A reciprocal in a product, with what is lifted below the bar."""
         return self.lift(reciprocal.base) ** reciprocal.exp
 
     def _named(self, expr: sp.Expr, home: Operand) -> Lifted:
@@ -119,9 +123,37 @@ def gathered(terms: sp.Add) -> sp.Expr:
             for term in terms.args
         ]
         rests = {term / part for part, term in pairs}
-        if len(rests) == 1:
+        if len(rests) == 1 and all(is_safe(sp.Mul.make_args(part)) for part, _ in pairs):
             return sp.Mul(*rests, sp.Add(*(part for part, _ in pairs)))
     return terms
+
+
+def is_safe(factors: Iterable[sp.Expr]) -> bool:
+    """Whether a product of some factors may be computed by itself, before it meets the other factors.
+
+    Quotients may: a division for all is worth it.  Other products may if all factors but one are at most 1: x*exp(x)
+    may be inf where w makes up for it.
+    """
+    large = [each for each in factors if not each.is_number and not is_at_most_1(each)]
+    return len(large) <= 1 or any(map(is_below, factors))
+
+
+def is_at_most_1(factor: sp.Expr) -> bool:
+    """Whether the absolute value of a factor never exceeds 1."""
+    if factor.is_Pow and factor.exp.is_Integer:
+        return bool(factor.exp > 0) and is_at_most_1(factor.base)
+    if factor.is_Add:  # 1 - sigmoid(x), 1 - tanh(x)**2
+        rest = 1 - factor
+        return rest.func == sigmoid or bool(rest.is_Pow and rest.exp == 2 and is_at_most_1(rest.base))
+    if factor.func == sp.exp:  # exp(-(dx**2 + dy**2)/s**2)
+        return all(is_at_most_0(term) for term in sp.Add.make_args(factor.args[0]))
+    return factor.func in AT_MOST_1
+
+
+def is_at_most_0(term: sp.Expr) -> bool:
+    """Whether a term is the negative of a product of squares."""
+    number, rest = term.as_coeff_Mul()
+    return bool(number < 0) and all(each.is_Pow and each.exp.is_even for each in sp.Mul.make_args(rest))
 
 
 def split(expr: sp.Expr, place: Operand) -> tuple[sp.Expr, sp.Expr]:
@@ -141,11 +173,11 @@ def split(expr: sp.Expr, place: Operand) -> tuple[sp.Expr, sp.Expr]:
             return not any("o" in each.axes for each in symbols)
         return not any(each.role == "input" for each in symbols)
 
-    factors = [each for each in sp.Mul.make_args(expr) if is_same(each)]
-    if all(factor in (1, -1) for factor in factors):
-        return sp.S.One, expr
-    factor = sp.Mul(*factors)
-    return factor, expr / factor
+    same = [each for each in sp.Mul.make_args(expr) if is_same(each)]
+    numbers = [each for each in same if each.is_number]
+    others = sorted((each for each in same if not each.is_number), key=lambda each: not isinstance(each, Lifted))
+    factor = sp.Mul(*numbers, *others[:1])  # a product of several could overflow by itself
+    return (sp.S.One, expr) if factor in (1, -1) else (factor, expr / factor)
 
 
 def is_worth_lifting(expr: sp.Basic, home: Operand) -> bool:

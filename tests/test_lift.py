@@ -30,6 +30,14 @@ def lifted(text: str) -> tuple[set[str], set[str]]:
         ("sum(w*x/(1 + x**2))", {"x/(x**2 + 1)"}, {"x/(x**2 + 1)", "-2*x**2/(x**2 + 1)**2 + 1/(x**2 + 1)"}),
         ("sum(w*exp(x[c, 0]))", {"exp(x[c, 0])"}, {"exp(x[c, 0])"}),
         ("sum(x*abs(w))", {"abs(w)"}, {"abs(w)", "sign(w)"}),
+        # A product that may be inf by itself is none; one with a factor of at most 1 is.
+        ("sum(w*x*exp(x))", {"exp(x)"}, {"exp(x)"}),
+        (
+            "sum(w*x*exp(-(dx**2 + dy**2)/2))",
+            {"w*exp(-dx**2/2 - dy**2/2)"},
+            {"w*exp(-dx**2/2 - dy**2/2)", "exp(-dx**2/2 - dy**2/2)"},
+        ),
+        ("sum(w*x*sigmoid(x))", {"x*sigmoid(x)"}, {"x*sigmoid(x)", "x*(1 - sigmoid(x))*sigmoid(x) + sigmoid(x)"}),
         # A quotient is rounded once, a product with a reciprocal twice.
         ("sum(w/(1 + x**2))", set(), {"x/(x**2 + 1)**2"}),
         ("sum(w/(1 + exp(x)))", {"exp(x) + 1"}, {"exp(x) + 1", "exp(x)/(exp(x) + 1)**2"}),
