@@ -278,3 +278,37 @@ def test_generated_code_under_sanitizers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
     for word in ("ERROR", "runtime error"):
         assert word not in done.stderr, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize(
+    "formula",
+    ["sum(w*x) + b", "s: param = 0.5\np: param[o] = 2.0\nsum(s*w*x*p)", "v: weight\nsum(x*w*exp(v))"],
+)
+def test_threads_share_out_filters_for_the_gradients_of_many_weights(formula: str, groups: int) -> None:
+    """Each has some filters and sees all images: then the sums do not depend on how many threads there are."""
+    torch.manual_seed(0)
+    layer = sc.Conv2d(formula, 6, 36, 3, groups=groups, padding=1, backend="cpp")
+    x = torch.randn(3, 6, 5, 4, requires_grad=True)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y = layer(x)
+            found.append(torch.autograd.grad(y, [x, *layer.parameters()], y.detach(), retain_graph=True))
+            alone = torch.autograd.grad(y, [layer.weight], y.detach())
+            assert torch.equal(alone[0], found[-1][1 + [*layer.state_dict()].index("weight")])
+    finally:
+        torch.set_num_threads(threads)
+    kernel = backends()["cpp"].compile(layer.kernel)
+    assert all(plan.apart for key, plan in kernel._plans.items() if key[0] == "backward")
+    y = sc.Conv2d(formula, 6, 36, 3, groups=groups, padding=1, backend="torch").requires_grad_()
+    y.load_state_dict(layer.state_dict())
+    z = y(x)
+    expected = torch.autograd.grad(z, [x, *y.parameters()], layer(x).detach())
+    names = ["x", *layer.state_dict()]
+    for one, two, three, right, name in zip(*found, expected, names):
+        torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-4)
+        if name != "s":
+            assert torch.equal(one, two)
+            assert torch.equal(one, three)

@@ -64,11 +64,13 @@ class CppPlan(Plan):
 
     Args:
         threads: that share the strips.
+        apart: whether they share the filters instead for the gradients of weights.
         geometry: the strips and the geometry, as the library reads them.
         function: of the library.
     """
 
     threads: int
+    apart: bool
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
     _scratch_bytes: list[int] = field(default_factory=list, repr=False, init=False)
@@ -131,7 +133,23 @@ def plan_of(
         parts = -(-threads // max(others * pieces, 1))
         filter_step = min(filter_step, -(-filters // (parts * tiles.filters)) * tiles.filters)
     work = others * pieces * -(-filters // filter_step)
-    used = min(threads, max(work, 1))
     shape = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
-    told = ctypes.pointer(line.told(strip, filter_step))
-    return CppPlan(strip, filter_step, shape, geometry.groups, used, told, function)
+    apart = backward and _apart(facts, tiles, tensors, geometry.groups, filters, threads)
+    used = threads if apart else min(threads, max(work, 1))
+    told = ctypes.pointer(line.told(strip, filter_step, apart))
+    return CppPlan(strip, filter_step, shape, geometry.groups, used, apart, told, function)
+
+
+def _apart(
+    facts: Facts, tiles: Tiles, tensors: Sequence[torch.Tensor], groups: int, filters: int, threads: int
+) -> bool:
+    """Whether the gradients of weights are a pass of their own, in which each thread has some of the filters.
+
+    Then no thread has totals of its own, which take memory and are added up afterwards; but each sees all images.  Not
+    for kernels whose backward pass begins with sweeps of its own, which would be made twice.
+    """
+    shared = [each for each, axes, role in zip(tensors, facts.axes, facts.roles) if "o" in axes and role != "input"]
+    weights, pixels = sum(each.numel() for each in shared), tensors[0].numel()
+    blocks = groups * -(-filters // tiles.bank_filters)
+    balanced = -(-blocks // threads) * threads <= 1.25 * blocks
+    return balanced and not facts.again and threads * weights >= pixels

@@ -40,6 +40,7 @@ class Facts(NamedTuple):
     values: list[list[int]]
     flat: list[list[int]]
     pixels: list[list[int]]
+    again: bool
 
 
 def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
@@ -78,6 +79,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         [_values(sweeps, extra) for sweeps, extra in zip(passes, (1, 1 + len(schedule.kept)))],
         [[], []],
         [[inputs.index(each.pixel.operand.name) for each in lifted if each.pixel] for lifted in schedule.lifted],
+        any(not sweep.gradients for sweep in schedule.backward),
     )
 
 
@@ -144,6 +146,7 @@ class NativeGeometry(ctypes.Structure):
         *((name, ctypes.c_int64 * 3) for name in ("image", "size", "kernel", "stride", "before", "dilation")),
         ("strip", ctypes.c_int64),
         ("filter_step", ctypes.c_int64),
+        ("apart", ctypes.c_int64),
     ]
 
 
@@ -175,10 +178,10 @@ class Line:
         """How many such lines an image has."""
         return int(self.geometry.size[0])
 
-    def told(self, strip: int, filter_step: int) -> NativeGeometry:
-        """The geometry, with the strips that a plan has chosen."""
+    def told(self, strip: int, filter_step: int, apart: bool = False) -> NativeGeometry:
+        """The geometry, with what a plan has chosen."""
         geometry = NativeGeometry.from_buffer_copy(self.geometry)
-        geometry.strip, geometry.filter_step = strip, filter_step
+        geometry.strip, geometry.filter_step, geometry.apart = strip, filter_step, apart
         return geometry
 
 

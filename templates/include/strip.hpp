@@ -223,6 +223,15 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
         row(Size<1>{}, f);
 }
 
+/// Room for the total of a gradient.
+inline real* cleared(Arena& arena, int64_t elements)
+{
+    real* total = arena.take<real>(elements);
+    if (arena.fills)
+        clear(total, elements);
+    return total;
+}
+
 /// The gradient of a weight or parameter.
 struct BankSink {
     real* total;  // of the group
