@@ -84,7 +84,8 @@ class Pass:
         self.members: dict[Domain, dict[str, Member]] = {WINDOW: {}}
         #: What is made once per call: where the elements of weights are, and the weights as they are read.
         self.shared: dict[str, tuple[str, str]] = {}
-        #: What is computed once per pixel.
+        #: The inputs that are read, and what is computed once per pixel.
+        self.seen: set[str] = set()
         self.pixels: dict[str, dict[str, Any]] = {}
         self.functions: list[dict[str, Any]] = []
         self.sweeps = self.named_sweeps()
@@ -95,7 +96,7 @@ class Pass:
         raise NotImplementedError
 
     def context(self) -> dict[str, Any]:
-        inputs = [name for name in self.tensors if self.operands[name].role == "input"]
+        inputs = [name for name in self.tensors if name in self.seen]
         return {
             "name": self.name,
             "doc": self.doc,
@@ -194,6 +195,7 @@ class Pass:
         """How an operand is read."""
         taps, base = f"shared.{self.id(where)}", symbol.operand
         if base.role == "input":
+            self.seen.add(base.name)
             return self.image(name, symbol, where, f"{base.name}_planes")
         if base.role in ("weight", "bias", "param"):
             return self.bank(name, symbol, where)
@@ -299,13 +301,14 @@ class Pass:
 
     def pixel(self, name: str, symbol: Lifted, where: Domain) -> dict[str, Any]:
         """A value that is computed once per pixel."""
+        assert symbol.pixel is not None
+        self.seen.add(symbol.pixel.operand.name)
         arguments = [
             f"load({each.name}_planes + q)" if each.role == "input" else self.read(each, where)
             for each in symbol.block.arguments
         ]
         doc = "The same for all taps that see a pixel: computed once."
         call = self.function(name, doc, symbol.block, arguments)["call"]
-        assert symbol.pixel is not None
         return {"name": name, "call": call, "index": self.tensors.index(symbol.pixel.operand.name)}
 
     def field_member(self, name: str, base: Operand, where: Domain, values: str) -> Member:

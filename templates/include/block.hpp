@@ -149,8 +149,8 @@ template <int ROWS, int VECTORS, int ROW, class Body> inline void tiles(int64_t 
 /// Cut the taps of a domain into tiles of `TAPS`: body(taps of the tile, vectors of the tile, first tap, first place).
 /// The body meets the team after each of its taps, so that no two warps add to one pixel under different taps.  Channels
 /// are the work of different warps unless they are `joint`: seen as one by an image of one channel.
-template <int TAPS, int VECTORS, class Body>
-inline void tap_tiles(const Domain& domain, int64_t length, bool joint, Body body)
+template <int TAPS, int VECTORS, int ROW, class Body>
+inline void tap_tiles(const Domain& domain, int64_t length, int64_t, bool joint, Body body)
 {
     const int64_t across = length / (VECTORS * WIDTH), columns = least(across, WARPS), down = joint ? 1 : WARPS / columns;
     const int64_t row = WARP / columns, column = WARP % columns;

@@ -196,11 +196,15 @@ template <int ROWS, int VECTORS, int ROW, class Body> inline void tiles(int64_t 
     }
 }
 
-/// Cut the taps of a domain into tiles: body(taps of the tile, vectors of the tile, first tap, first place).
-template <int TAPS, int VECTORS, class Body>
-inline void tap_tiles(const Domain& domain, int64_t length, bool, Body body)
+/// Cut the taps of a domain into tiles: body(taps of the tile, vectors of the tile, first tap, first place).  Where few
+/// filters give to a pixel, tap after tap in long rows: taps of a tile add to the same pixels, and would wait for each other.
+template <int TAPS, int VECTORS, int ROW, class Body>
+inline void tap_tiles(const Domain& domain, int64_t length, int64_t filters, bool, Body body)
 {
-    tiles<TAPS, VECTORS, VECTORS>(domain.count, length, body);
+    if (filters < 4)
+        tiles<1, VECTORS, ROW>(domain.count, length, body);
+    else
+        tiles<TAPS, VECTORS, ROW>(domain.count, length, body);
 }
 
 /// Cut weights: body(filters of the tile, taps of the tile, first filter, first tap, slice, its first place, its end).
