@@ -68,14 +68,20 @@ struct Exponentials {
     vec top = splat(-infinity), total = splat(0);
     template <class Mask> void add(Mask mask, ivec, vec value)
     {
+        // One of the two is the maximum: exp(0), unless it is infinite.  So there is one exponential to compute.
         const vec higher = maximum(top, value), at = finite(higher);
-        total = where(mask, total * exp(less(top, at)) + exp(less(value, at)), total);
+        const vec by_top = less(top, at), by_value = less(value, at);
+        const ivec greater = by_value > by_top;
+        const vec most = where(greater, by_value, by_top), least = exp(where(greater, by_top, by_value));
+        const vec at_most = larger(splat(0), most + splat(1));
+        const vec of_top = where(greater, least, at_most), of_value = where(greater, at_most, least);
+        total = where(mask, total * of_top + of_value, total);
         top = where(mask, higher, top);
     }
     /// What may be subtracted: never -inf or inf.
     static vec finite(vec v)
     {
-        return minimum(maximum(v, splat(-LARGEST)), splat(LARGEST));
+        return bounded(-LARGEST, v, LARGEST);
     }
     vec peak() const { return finite(top); }
     vec exponentials() const { return total; }
