@@ -70,6 +70,8 @@ class CppKernel(NativeKernel[CppPlan]):
     def __init__(self, text: str, title: str, source: str, facts: Facts, fast_math: bool) -> None:
         super().__init__(text, title, source, facts, fast_math)
         self._libraries: dict[tuple[str, torch.dtype, bool, int], Any] = {}
+        if facts.forgetful:
+            self.inference = "inference"
 
     def surroundings(self, device: torch.device) -> int:
         """How many threads may share the work."""
@@ -77,10 +79,11 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CppPlan:
         vector_bytes, x = find_toolchain().vector_bytes, tensors[0]
-        tiles, threads = tiles_of(self.facts, vector_bytes), self.surroundings(x.device)
+        facts = self.facts.without_positions() if direction == "inference" else self.facts
+        tiles, threads = tiles_of(facts, vector_bytes), self.surroundings(x.device)
         ignore = geometry.ignore and any(map(any, geometry.padding))
         function = self._library(direction, x.dtype, ignore, ranked(self.facts, x, geometry))
-        return plan_of(self.facts, direction, tiles, vector_bytes, tensors, geometry, threads, function)
+        return plan_of(facts, direction, tiles, vector_bytes, tensors, geometry, threads, function)
 
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         arguments, held = plan.arguments(tensors, self.lying)
@@ -99,14 +102,17 @@ class CppKernel(NativeKernel[CppPlan]):
             return self._libraries[key]
 
     def _built(self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
+        forgets = direction == "inference"
+        facts, direction = (self.facts.without_positions(), "forward") if forgets else (self.facts, direction)
         options = [
             *[f"-DRANKED={count}"] * (count > 0),
+            *["-DSYMCONV_FORGETS"] * forgets,
             f"-DSYMCONV_{direction.upper()}",
             f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
             *STORAGE[dtype],
             *["-DSYMCONV_IGNORE"] * ignore,
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
-            *tiles_of(self.facts, toolchain.vector_bytes).options(),
+            *tiles_of(facts, toolchain.vector_bytes).options(),
             *shlex.split(os.environ.get("SYMCONV_CXXFLAGS", "")),
         ]
         include = template_directory() / "include"

@@ -52,6 +52,9 @@ class NativeKernel(Generic[P]):
         #: The role and the axes of each tensor of a call, in its order.
         self.lying = [*operands, *values, *operands]
 
+    #: What `planned` is asked for where nothing is kept: "forward", or a pass of its own.
+    inference = "forward"
+
     def surroundings(self, device: torch.device) -> Any:
         """What a plan depends on besides shapes."""
         raise NotImplementedError
@@ -98,11 +101,11 @@ class NativeKernel(Generic[P]):
     def repeated(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-        where, plan = self.surroundings(tensors[0].device), self._plan("forward", tensors, geometry)
+        where, plan = self.surroundings(tensors[0].device), self._plan(self.inference, tensors, geometry)
         nothing = (None,) * len(self.kept)
 
         def output(given: Sequence[torch.Tensor]) -> torch.Tensor:
-            now = plan if self.surroundings(given[0].device) == where else self._plan("forward", given, geometry)
+            now = plan if self.surroundings(given[0].device) == where else self._plan(self.inference, given, geometry)
             if now is None:
                 return self._instead.forward(given, numbers, geometry)[0]
             return self._output(now, given, nothing, numbers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..language.axes import domain
-from ..lower import Schedule, Sweep
+from ..lower import Accumulator, Schedule, Sweep
 from ..operations import HEAVY
 
 #: Vectors that an accumulator of each kind holds.
@@ -41,6 +41,11 @@ class Facts(NamedTuple):
     flat: list[list[int]]
     pixels: list[list[int]]
     again: bool
+    forgetful: list[int]
+
+    def without_positions(self) -> Facts:
+        """For a forward pass that keeps nothing: no maximum needs to know where it was."""
+        return self._replace(state=self.forgetful) if self.forgetful else self
 
 
 def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
@@ -57,7 +62,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         ["position" if symbol.position else "value" for symbol in schedule.kept],
         sorted(schedule.has_gradient),
         per_filter,
-        [max((sum(STATE.get(a.kind, 0) for a in sweep.accumulators) for sweep in each), default=1) for each in passes],
+        [_state(sweep.accumulators for sweep in each) for each in passes],
         [
             sum(place.operand.role == "input" for place in places),
             sum(place.operand.role != "input" for place in places),
@@ -80,7 +85,24 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         [[], []],
         [[inputs.index(each.pixel.operand.name) for each in lifted if each.pixel] for lifted in schedule.lifted],
         any(not sweep.gradients for sweep in schedule.backward),
+        _forgetful(schedule),
     )
+
+
+def _state(sweeps: Iterable[Iterable[Accumulator]]) -> int:
+    """The most vectors that the accumulators of a sweep hold."""
+    return max((sum(STATE.get(each.kind, 0) for each in sweep) for sweep in sweeps), default=1)
+
+
+def _forgetful(schedule: Schedule) -> list[int]:
+    """The state of the passes where the forward pass forgets the positions of maxima; nothing if it reads one itself."""
+    accumulators = [each for sweep in schedule.forward for each in sweep.accumulators]
+    read: frozenset[Any] = frozenset().union(schedule.output.arguments, *(each.needs for each in accumulators))
+    plain = {each: each.yielding(read) for each in accumulators if each.kind == "first_max"}
+    if not plain or any(each.kind == "first_max" for each in plain.values()):
+        return []
+    forward = ([plain.get(each, each) for each in sweep.accumulators] for sweep in schedule.forward)
+    return [_state(forward), _state(sweep.accumulators for sweep in schedule.backward)]
 
 
 def _cost(sweep: Sweep) -> int:

@@ -40,6 +40,12 @@ struct Max {
     vec max() const { return value; }
 };
 
+#ifdef SYMCONV_FORGETS
+/// The maximum, where nobody will ask for the position.
+struct FirstMax : Max {
+    static ivec argmax() { return splat_int(0); }
+};
+#else
 /// The maximum and the scan position of the first tap that attains it; NaN wins.
 struct FirstMax {
     vec value = splat(-infinity);
@@ -62,6 +68,7 @@ struct FirstMax {
     vec max() const { return value; }
     ivec argmax() const { return position; }
 };
+#endif
 
 /// The maximum, made finite, and the sum of exp(value - maximum).
 struct Exponentials {
