@@ -95,7 +95,7 @@ def _state(sweeps: Iterable[Iterable[Accumulator]]) -> int:
 
 
 def _forgetful(schedule: Schedule) -> list[int]:
-    """The state of the passes where nobody asks for the positions of maxima; nothing where the output depends on one."""
+    """The state of the passes where no maximum has a position; nothing where the output depends on one."""
     accumulators = [each for sweep in schedule.forward for each in sweep.accumulators]
     read: frozenset[Any] = frozenset().union(schedule.output.arguments, *(each.needs for each in accumulators))
     plain = {each: each.yielding(read) for each in accumulators if each.kind == "first_max"}
