@@ -23,9 +23,7 @@ AT_MOST_1 = {sp.sin, sp.cos, sp.tanh, sp.erf, sigmoid}
 
 
 class Lifted(Value):
-    """What many taps compute alike, computed once: for each pixel of an input, or for each weight.
-
-    A pixel lies under the taps of many windows and is seen by all filters; a weight is seen by all windows.
+    """A part of a tap function that is computed once for each pixel of an input, or once for each weight.
 
     Args:
         name: of the value.
@@ -48,7 +46,7 @@ class Lifted(Value):
 
     @property
     def axes(self) -> str:
-        """The axes along which it varies."""
+        """The axes along which what belongs to a weight varies."""
         return "".join(axis for axis in "oct" if any(axis in each.axes for each in self.block.arguments))
 
 
@@ -131,11 +129,10 @@ def gathered(terms: sp.Add) -> sp.Expr:
 def is_safe(factors: Iterable[sp.Expr]) -> bool:
     """Whether a product of some factors may be computed by itself, before it meets the other factors.
 
-    Quotients may: a division for all is worth it.  Other products may if all factors but one are at most 1: x*exp(x)
-    may be inf where w makes up for it.
+    Only if all but one of those above the bar are at most 1: x*exp(x) may be inf where w makes up for it.
     """
-    large = [each for each in factors if not each.is_number and not is_at_most_1(each)]
-    return len(large) <= 1 or any(map(is_below, factors))
+    above = [each for each in factors if not each.is_number and not is_below(each)]
+    return sum(not is_at_most_1(each) for each in above) <= 1
 
 
 def is_at_most_1(factor: sp.Expr) -> bool:
@@ -151,12 +148,12 @@ def is_at_most_1(factor: sp.Expr) -> bool:
 
 
 def is_at_most_0(term: sp.Expr) -> bool:
-    """Whether a term is the negative of a product of squares."""
+    """Whether a term is the negative of a product of even powers."""
     number, rest = term.as_coeff_Mul()
     return bool(number < 0) and all(each.is_Pow and each.exp.is_even for each in sp.Mul.make_args(rest))
 
 
-def split(expr: sp.Expr, place: Operand) -> tuple[sp.Expr, sp.Expr]:
+def factored(expr: sp.Expr, place: Operand) -> tuple[sp.Expr, sp.Expr]:
     """The factors of a gradient that are the same for all terms of its sum, and the rest of it.
 
     The gradient at a pixel is a sum over filters, that of a weight a sum over windows.
@@ -184,6 +181,7 @@ def is_worth_lifting(expr: sp.Basic, home: Operand) -> bool:
     """Whether a value of its own, which is stored and loaded, is cheaper than to compute it at each tap."""
     if not isinstance(expr, sp.Expr) or not expr.args or (-expr).is_Symbol:
         return False
-    operations = count_operations(expr)
-    costly = any(name in COSTLY for name in operations)
-    return costly or (home.role != "input" and any("o" in each.axes for each in expr.free_symbols) and not expr.is_Mul)
+    if any(name in COSTLY for name in count_operations(expr)):
+        return True
+    # A weight is read as often as it is computed with, and packed anyway: there abs(w) is worth it too.
+    return home.role != "input" and any("o" in each.axes for each in expr.free_symbols) and not expr.is_Mul

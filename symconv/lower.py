@@ -22,7 +22,7 @@ from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Operand
-from .lift import Lifted, Lifting, split
+from .lift import Lifted, Lifting, factored
 from .operations import NOTHING, Block
 from .reductions import record_of
 
@@ -267,7 +267,7 @@ class _Lowering:
     def gradient_sweep(self, where: Domain, exprs: dict[Operand, sp.Expr]) -> Sweep:
         if self._lifting is None:
             return Sweep(where, *self._parts([*exprs.values()]), gradients=tuple(exprs))
-        parts = [split(self._lifting.lift(expr), place) for place, expr in exprs.items()]
+        parts = [factored(self._lifting.lift(expr), place) for place, expr in exprs.items()]
         factors = tuple(None if factor == 1 else self.block([factor]) for factor, _ in parts)
         return Sweep(where, *self._parts([rest for _, rest in parts]), gradients=tuple(exprs), factors=factors)
 

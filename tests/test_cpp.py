@@ -312,3 +312,22 @@ def test_threads_share_out_filters_for_the_gradients_of_many_weights(formula: st
         if name != "s":
             assert torch.equal(one, two)
             assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("formula", ["v: weight\nsum(x*w*exp(v))", "v: weight\nsum(w*x*v)", "sum(w*x) + b"])
+def test_gradients_that_nobody_wants_are_not_written(formula: str) -> None:
+    """Also where threads write to the gradients themselves."""
+    layer = sc.Conv2d(formula, 6, 36, 3, padding=1, backend="cpp")
+    x = torch.randn(3, 6, 5, 4)
+    wanted = layer(x).sum()
+    wanted.backward()
+    for name, frozen in layer.named_parameters():
+        expected = {other: each.grad for other, each in layer.named_parameters() if other != name}
+        copy = sc.Conv2d(formula, 6, 36, 3, padding=1, backend="cpp")
+        copy.load_state_dict(layer.state_dict())
+        copy.get_parameter(name).requires_grad_(False)
+        copy(x).sum().backward()
+        for other, gradient in expected.items():
+            assert torch.equal(copy.get_parameter(other).grad, gradient), (name, other)
+        assert frozen.grad is not None
+        assert copy.get_parameter(name).grad is None

@@ -152,6 +152,40 @@ def test_second_derivatives() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("formula", ["sum(x*sqrt(w))", "sum(x/w)", "sum(w*x/(1 + x**2))"])
+def test_infinite_slopes(formula: str) -> None:
+    """Lanes of a vector without a window do not turn what is infinite into NaN."""
+    x, w = torch.ones(1, 1, 2, 2).double().requires_grad_(), torch.zeros(1, 1, 1, 1).double().requires_grad_()
+    found = [
+        torch.autograd.grad(sc.conv2d(formula, x, w, backend=backend).sum(), [x, w]) for backend in ("cpp", "torch")
+    ]
+    for mine, other in zip(*found):
+        torch.testing.assert_close(mine, other, equal_nan=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("formula", "at", "weight"),
+    [
+        ("sum(w*exp(w)*x)", 1e-30, 86.0),
+        ("sum(exp(w)*x*exp(dx + 1)*w)", 1e-30, 85.0),
+        ("sum(w*x*exp(x))", 86.0, 1e-20),
+    ],
+)
+def test_what_is_lifted_is_multiplied_in_the_same_order(formula: str, at: float, weight: float) -> None:
+    """Another one would overflow."""
+    x, w = torch.full((1, 1, 2, 2), at, requires_grad=True), torch.full((1, 1, 1, 1), weight, requires_grad=True)
+    y = sc.conv2d(formula, x, w, backend="cpp")
+    exact = sc.conv2d(formula, x.double(), w.double(), backend="torch")
+    torch.testing.assert_close(y, exact.float(), rtol=1e-4, atol=0)
+    assert y.isfinite().all()
+
+
+def test_a_product_that_overflows_above_a_bar_is_not_lifted() -> None:
+    assert lifted("sum(w*x*exp(x)/(1 + x**2))")[0] == {"exp(x)"}
+
+
+@needs_compiler
 def test_half_precision_computes_in_float32() -> None:
     x, w = random(2, 4, 7, 8).to(torch.bfloat16), random(6, 4, 3, 3).to(torch.bfloat16)
     y = sc.conv2d("sum(exp(x)*exp(w))", x, w, padding=1, backend="cpp")

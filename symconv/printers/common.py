@@ -21,6 +21,8 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
     """
 
     _default_settings = StrPrinter._default_settings | {"order": "none"}
+    #: What comes last among the factors of a product, but for sums.
+    last: tuple[type[sp.Symbol], ...] = (Access,)
 
     def _as_ordered_terms(self, expr: sp.Add, order: Any = None) -> list[sp.Expr]:
         terms = ordered_terms(expr)
@@ -29,7 +31,7 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
 
     def _print_Mul(self, expr: sp.Mul) -> str:
         coefficient, rest = expr.as_coeff_Mul()
-        factors = sorted(sp.Mul.make_args(rest), key=lambda factor: (factor.is_Add, isinstance(factor, Access)))
+        factors = sorted(sp.Mul.make_args(rest), key=lambda factor: (factor.is_Add, isinstance(factor, self.last)))
         above = [factor for factor in factors if not is_below(factor)]
         below = [sp.Pow(factor.base, -factor.exp) for factor in factors if is_below(factor)]
         first = sp.S.One  # what divides first: SymPy would multiply 3*(a + b) out when the text is read again

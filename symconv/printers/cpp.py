@@ -9,6 +9,8 @@ import sympy as sp
 from sympy.printing.precedence import PRECEDENCE
 
 from ..functions import BY_CLASS, typed
+from ..language.symbols import Access
+from ..lift import Lifted
 from .common import SourcePrinter
 
 #: Words of C++ and of the headers that a formula may use as a name.
@@ -39,6 +41,9 @@ class CppPrinter(SourcePrinter):
     Args:
         names: the C++ names of symbols whose own name is none.
     """
+
+    #: What is lifted is mostly a function, and those come last: products overflow or not as they would without lifting.
+    last = (Access, Lifted)
 
     def __init__(self, names: Mapping[sp.Symbol, str] | None = None) -> None:
         super().__init__()

@@ -247,6 +247,22 @@ struct BankSink {
     {
         real found[F][K];
         totals<F * K>(sums[0], found[0]);
+        give(f, k, found);
+    }
+
+    /// The same, each times a factor.
+    template <int F, int K> void add(int64_t, int64_t f, int64_t k, const vec (&sums)[F][K], const real (&factors)[F][K]) const
+    {
+        real found[F][K];
+        totals<F * K>(sums[0], found[0]);
+        UNROLL for (int i = 0; i < F; ++i)
+            UNROLL for (int j = 0; j < K; ++j)
+                found[i][j] *= factors[i][j];
+        give(f, k, found);
+    }
+
+    template <int F, int K> void give(int64_t f, int64_t k, const real (&found)[F][K]) const
+    {
         UNROLL for (int j = 0; j < K; ++j)
             if (places[k + j] >= 0)
                 UNROLL for (int i = 0; i < F; ++i)
