@@ -158,7 +158,7 @@ def factored(expr: sp.Expr, place: Operand) -> tuple[sp.Expr, sp.Expr]:
 
     The gradient at a pixel is a sum over filters, that of a weight a sum over windows.
     """
-    if place.role == "field" or ("o" in place.axes and place.role == "input"):
+    if expr == 0 or place.role == "field" or ("o" in place.axes and place.role == "input"):
         return sp.S.One, expr
 
     def is_same(factor: sp.Expr) -> bool:

@@ -98,6 +98,7 @@ FORMULAS = {
     "two weights": "v: weight\nsum(exp(v)*w*x)",
     "bank": "s: weight[3]\nsum(s[0]*tanh(x) + s[1]*exp(s[2])*x)",
     "softmax": "sum(softmax(x)*tanh(x)*w)",
+    "gradient 0": "sum(w*(detach(x) - x)) + sum(tanh(x))*(detach(b) - b)",
 }
 
 
