@@ -79,8 +79,8 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CppPlan:
         vector_bytes, x = find_toolchain().vector_bytes, tensors[0]
-        facts = self.facts.without_positions() if direction == "inference" else self.facts
-        tiles, threads = tiles_of(facts, vector_bytes), self.surroundings(x.device)
+        facts, threads = self._facts(direction), self.surroundings(x.device)
+        tiles = tiles_of(facts, vector_bytes)
         ignore = geometry.ignore and any(map(any, geometry.padding))
         function = self._library(direction, x.dtype, ignore, ranked(self.facts, x, geometry))
         return plan_of(facts, direction, tiles, vector_bytes, tensors, geometry, threads, function)
@@ -93,6 +93,10 @@ class CppKernel(NativeKernel[CppPlan]):
         plan.give_back(scratch)
         del held
 
+    def _facts(self, direction: str) -> Facts:
+        """What tiles and strips of a pass follow from."""
+        return self.facts.without_positions() if direction == "inference" else self.facts
+
     def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         """The compiled function for a pass, a dtype, a kind of padding and a count of values to be put in order."""
         key = direction, dtype, ignore, count
@@ -102,8 +106,8 @@ class CppKernel(NativeKernel[CppPlan]):
             return self._libraries[key]
 
     def _built(self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
-        forgets = direction == "inference"
-        facts, direction = (self.facts.without_positions(), "forward") if forgets else (self.facts, direction)
+        tiles = tiles_of(self._facts(direction), toolchain.vector_bytes)
+        forgets, direction = direction == "inference", direction.replace("inference", "forward")
         options = [
             *[f"-DRANKED={count}"] * (count > 0),
             *["-DSYMCONV_FORGETS"] * forgets,
@@ -112,7 +116,7 @@ class CppKernel(NativeKernel[CppPlan]):
             *STORAGE[dtype],
             *["-DSYMCONV_IGNORE"] * ignore,
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
-            *tiles_of(facts, toolchain.vector_bytes).options(),
+            *tiles.options(),
             *shlex.split(os.environ.get("SYMCONV_CXXFLAGS", "")),
         ]
         include = template_directory() / "include"

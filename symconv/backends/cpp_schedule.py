@@ -64,13 +64,13 @@ class CppPlan(Plan):
 
     Args:
         threads: that share the strips.
-        apart: whether they share the filters instead for the gradients of weights.
+        by_filters: whether they share the filters instead for the gradients of weights.
         geometry: the strips and the geometry, as the library reads them.
         function: of the library.
     """
 
     threads: int
-    apart: bool
+    by_filters: bool
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
     _scratch_bytes: list[int] = field(default_factory=list, repr=False, init=False)
@@ -134,13 +134,13 @@ def plan_of(
         filter_step = min(filter_step, -(-filters // (parts * tiles.filters)) * tiles.filters)
     work = others * pieces * -(-filters // filter_step)
     shape = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
-    apart = backward and _apart(facts, tiles, tensors, geometry.groups, filters, threads)
-    used = threads if apart else min(threads, max(work, 1))
-    told = ctypes.pointer(line.told(strip, filter_step, apart))
-    return CppPlan(strip, filter_step, shape, geometry.groups, used, apart, told, function)
+    by_filters = backward and _by_filters(facts, tiles, tensors, geometry.groups, filters, threads)
+    used = threads if by_filters else min(threads, max(work, 1))
+    told = ctypes.pointer(line.told(strip, filter_step, by_filters))
+    return CppPlan(strip, filter_step, shape, geometry.groups, used, by_filters, told, function)
 
 
-def _apart(
+def _by_filters(
     facts: Facts, tiles: Tiles, tensors: Sequence[torch.Tensor], groups: int, filters: int, threads: int
 ) -> bool:
     """Whether the gradients of weights are a pass of their own, in which each thread has some of the filters.

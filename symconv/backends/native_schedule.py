@@ -45,7 +45,7 @@ class Facts(NamedTuple):
 
     def without_positions(self) -> Facts:
         """For a forward pass that keeps nothing: no maximum needs to know where it was."""
-        return self._replace(state=self.forgetful) if self.forgetful else self
+        return self._replace(state=self.forgetful)
 
 
 def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
@@ -168,7 +168,7 @@ class NativeGeometry(ctypes.Structure):
         *((name, ctypes.c_int64 * 3) for name in ("image", "size", "kernel", "stride", "before", "dilation")),
         ("strip", ctypes.c_int64),
         ("filter_step", ctypes.c_int64),
-        ("apart", ctypes.c_int64),
+        ("by_filters", ctypes.c_int64),
     ]
 
 
@@ -200,10 +200,10 @@ class Line:
         """How many such lines an image has."""
         return int(self.geometry.size[0])
 
-    def told(self, strip: int, filter_step: int, apart: bool = False) -> NativeGeometry:
+    def told(self, strip: int, filter_step: int, by_filters: bool = False) -> NativeGeometry:
         """The geometry, with what a plan has chosen."""
         geometry = NativeGeometry.from_buffer_copy(self.geometry)
-        geometry.strip, geometry.filter_step, geometry.apart = strip, filter_step, apart
+        geometry.strip, geometry.filter_step, geometry.by_filters = strip, filter_step, by_filters
         return geometry
 
 

@@ -245,28 +245,23 @@ struct BankSink {
     /// What a tile of F filters and K taps has found.
     template <int F, int K> void add(int64_t, int64_t f, int64_t k, const vec (&sums)[F][K]) const
     {
-        real found[F][K];
-        totals<F * K>(sums[0], found[0]);
-        give(f, k, found);
+        give<F, K>(f, k, sums, [](int, int) { return real(1); });
     }
 
-    /// The same, each times a factor.
+    /// The same, each times a factor: times the total, because 0*inf in a lane without a window is NaN.
     template <int F, int K> void add(int64_t, int64_t f, int64_t k, const vec (&sums)[F][K], const real (&factors)[F][K]) const
     {
-        real found[F][K];
-        totals<F * K>(sums[0], found[0]);
-        UNROLL for (int i = 0; i < F; ++i)
-            UNROLL for (int j = 0; j < K; ++j)
-                found[i][j] *= factors[i][j];
-        give(f, k, found);
+        give<F, K>(f, k, sums, [&](int i, int j) { return factors[i][j]; });
     }
 
-    template <int F, int K> void give(int64_t f, int64_t k, const real (&found)[F][K]) const
+    template <int F, int K, class Factor> void give(int64_t f, int64_t k, const vec (&sums)[F][K], Factor factor) const
     {
+        real found[F][K];
+        totals<F * K>(sums[0], found[0]);
         UNROLL for (int j = 0; j < K; ++j)
             if (places[k + j] >= 0)
                 UNROLL for (int i = 0; i < F; ++i)
-                    total[(f + i) * filter + places[k + j]] += found[i][j];
+                    total[(f + i) * filter + places[k + j]] += factor(i, j) * found[i][j];
     }
 };
 

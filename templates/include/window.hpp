@@ -23,7 +23,7 @@ struct Geometry {
     int64_t image[3], size[3], kernel[3], stride[3], before[3], dilation[3];
     int64_t strip;        // windows of a strip, a multiple of the vectors of a tile
     int64_t filter_step;  // filters that are computed together
-    int64_t apart;        // whether threads share out filters for the gradients of weights, and not images
+    int64_t by_filters;   // whether threads share out filters for the gradients of weights, and not images
 };
 
 /// A tensor: where it is, and the distances of its elements along n, channel, tap, z, y, x.
