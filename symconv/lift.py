@@ -116,13 +116,14 @@ def homes(exprs: Iterable[sp.Basic]) -> list[Operand]:
 def gathered(terms: sp.Add) -> sp.Expr:
     """w*f(x) + w*g(x) as w*(f(x) + g(x)), where what is left in the brackets belongs to one pixel or weight."""
     for home in homes(factor for term in terms.args for factor in sp.Mul.make_args(term)):
-        pairs = [
-            [sp.Mul(*(each for each in sp.Mul.make_args(term) if each.is_number or home_of(each) == home)), term]
-            for term in terms.args
-        ]
-        rests = {term / part for part, term in pairs}
-        if len(rests) == 1 and all(is_safe(sp.Mul.make_args(part)) for part, _ in pairs):
-            return sp.Mul(*rests, sp.Add(*(part for part, _ in pairs)))
+        parts, rests = [], set()
+        for term in terms.args:
+            factors = sp.Mul.make_args(term)
+            own = [each for each in factors if each.is_number or home_of(each) == home]
+            parts.append(own)
+            rests.add(sp.Mul(*(each for each in factors if each not in own)))
+        if len(rests) == 1 and all(map(is_safe, parts)):
+            return sp.Mul(*rests, sp.Add(*(sp.Mul(*own) for own in parts)))
     return terms
 
 
@@ -170,11 +171,17 @@ def factored(expr: sp.Expr, place: Operand) -> tuple[sp.Expr, sp.Expr]:
             return not any("o" in each.axes for each in symbols)
         return not any(each.role == "input" for each in symbols)
 
-    same = [each for each in sp.Mul.make_args(expr) if is_same(each)]
-    numbers = [each for each in same if each.is_number]
-    others = sorted((each for each in same if not each.is_number), key=lambda each: not isinstance(each, Lifted))
-    factor = sp.Mul(*numbers, *others[:1])  # a product of several could overflow by itself
-    return (sp.S.One, expr) if factor in (1, -1) else (factor, expr / factor)
+    factors = sp.Mul.make_args(expr)
+    numbers = [each for each in factors if each.is_number]
+    others = [each for each in factors if not each.is_number and is_same(each)]
+    others = sorted(others, key=lambda each: not isinstance(each, Lifted))[:1]  # several could overflow together
+    if others and others[0].is_Add and sp.Mul(*numbers) not in (1, -1):
+        others = []  # SymPy would write 3*(x - w) as 3*x - 3*w, which is less exact where x is near w
+    same = [*numbers, *others]
+    factor = sp.Mul(*same)
+    if factor in (1, -1):
+        return sp.S.One, expr
+    return factor, sp.Mul(*(each for each in factors if each not in same))
 
 
 def is_worth_lifting(expr: sp.Basic, home: Operand) -> bool:

@@ -146,6 +146,19 @@ def test_an_image_of_one_channel_that_all_share() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("formula", ["sum(1.5*w*(x - x[c, 0])**2)", "sum(w*softmax((x[c, 0] - x)**2))"])
+def test_a_common_factor_that_is_a_difference(formula: str) -> None:
+    """It is 0 under the tap at the centre, and of few digits under the others."""
+    x, w = 1000 + 1e-6 * random(1, 2, 6), random(3, 2, 3)
+    found = []
+    for backend in ("cpp", "torch"):
+        x = x.detach().requires_grad_()
+        y = sc.conv1d(formula, x, w, backend=backend)
+        found.append(torch.autograd.grad(y, x, torch.arange(12.0).double().view_as(y))[0])
+    torch.testing.assert_close(*found, rtol=1e-7, atol=0)
+
+
+@needs_compiler
 def test_second_derivatives() -> None:
     x, w = random(1, 2, 5, 5).requires_grad_(), random(3, 2, 3, 3).requires_grad_()
     ours = lambda x, w: sc.conv2d("sum(tanh(x)*exp(w))", x, w, backend="cpp")  # noqa: E731

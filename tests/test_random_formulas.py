@@ -497,6 +497,8 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("sum(w/3/(x**2 + 1))", {}),
     ("r: param[t]\nvar(r*abs(abs(3*o)), dim=t) + sum(x)", {}),
     ("e1 = c/0.5\nstd(e1/(c**2 + 1)/3, dim=c) + sum(x)", {}),
+    # What all terms of a gradient share multiplies their sum: 2*(x - x[c, 0]), which may be 0.
+    ("sum(softmax((x[c, 0] - x)**2))", {"kernel_size": (1,), "image": (1,), "filters": 2}),
     # Numbers where values vary.
     ("mean(x, weight=2)", {}),
     ("cov(x, w, weight=0.5)", {}),
