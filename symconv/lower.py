@@ -21,7 +21,7 @@ from .functions import Pointwise, is_below, kinked, numeric, power, typed
 from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
-from .language.symbols import Operand
+from .language.symbols import Access, Operand
 from .lift import Lifted, Lifting, factored
 from .operations import NOTHING, Block
 from .reductions import record_of
@@ -108,6 +108,12 @@ class Sweep:
     gradients: tuple[Operand, ...] = ()
     ranks: Block = NOTHING
     factors: tuple[Block | None, ...] = ()
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a pixel can sum its gradients: each tap gives to the pixels under it, and to no others."""
+        images = [place for place in self.gradients if place.operand.role == "input"]
+        return bool(images) and "t" in self.where.axes and not any(isinstance(place, Access) for place in images)
 
 
 @dataclass(frozen=True)

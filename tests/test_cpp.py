@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import symconv as sc
-from symconv.backends import backends
+from symconv.backends import backends, cpp_schedule
 from symconv.backends.cpp import generate
 from symconv.backends.cpp_schedule import tiles_of
 from symconv.backends.native_schedule import Tiles, facts_of
@@ -346,3 +346,76 @@ def test_a_maximum_without_a_position_is_the_same(formula: str, mode: str) -> No
     with_positions = sc.conv2d(formula, x, w.requires_grad_(), **options)
     torch.testing.assert_close(y, with_positions.detach(), rtol=0, atol=0, equal_nan=True)
     assert {key[0] for key in backends()["cpp"].compile(sc.Kernel(formula))._plans} >= {"forward", "inference"}
+
+
+FEW_FILTERS = {
+    "sum": "sum(w*x) + b",
+    "adder": "-sum(abs(x - w))",
+    "factor": "sum(w*tanh(x)*dx)",
+    "maximum": "max(x + w)",
+    "positions": "median(x + w)",
+    "hoisted": "logsumexp(x + w)",
+    "quotients": "sum(x*w/(1 + mean(x**2)))",
+    "centre": "sum(w*exp(-(x - x[c, 0])**2))",
+    "channels": "sum(max(x + w, dim=t), dim=c)",
+    "guide": "g: input\nsum(w*g*tanh(x))",
+}
+
+
+@pytest.mark.parametrize("name", FEW_FILTERS)
+def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In strips much shorter than an image, for rows around the width of a vector and every stride."""
+    monkeypatch.setattr(cpp_schedule, "cache_bytes", lambda: 8 * 1024)
+    formula = FEW_FILTERS[name]
+    for filters, groups, padding_mode, kernel_size, size, more in (
+        (3, 1, "constant", 3, (9, 35), {"padding": 1}),
+        (4, 2, "ignore", 3, (13, 34), {"padding": 1, "stride": 2}),
+        (4, 4, "constant", 2, (12, 66), {"stride": 2}),
+        (6, 2, "constant", (3, 2), (11, 40), {"padding": 2, "stride": (1, 3), "dilation": 2}),
+        (4, 4, "ignore", 3, (5, 6, 17), {"padding": 1, "stride": (2, 1, 1)}),
+    ):
+        torch.manual_seed(0)
+        kind = sc.Conv3d if len(size) == 3 else sc.Conv2d
+        options = {"groups": groups, "padding_mode": padding_mode, "dtype": torch.float64, **more}
+        layers = [kind(formula, 4, filters, kernel_size, backend=each, **options) for each in ("torch", "cpp")]
+        layers[1].load_state_dict(layers[0].state_dict())
+        x = torch.randn(2, 4, *size, dtype=torch.float64)
+        found = []
+        for layer in layers:
+            image = x.clone().requires_grad_()
+            guide = {"g": x[:, :1].clone().requires_grad_()} if name == "guide" else {}
+            y = layer(image, **guide)
+            direction = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+            found.append([y, *torch.autograd.grad(y, [image, *guide.values(), *layer.parameters()], direction)])
+        for mine, other in zip(*found):
+            torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+    plans = [plan for key, plan in backends()["cpp"].compile(layer.kernel)._plans.items() if key[0] == "backward"]
+    assert {bool(plan.geometry.contents.margin) for plan in plans} == {name != "centre"}
+
+
+def test_an_infinite_slope_at_a_place_without_a_window_is_not_seen() -> None:
+    """The slope under the first tap is infinite; the last pixels are under the first tap of no window."""
+    x = torch.ones(1, 1, 4, 20, dtype=torch.float64)
+    w = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    w[0, 0, 0, 0] = 1
+    found = []
+    for backend in ("cpp", "torch"):
+        x = x.detach().requires_grad_()
+        found.append(torch.autograd.grad(sc.conv2d("sum(sqrt(x - w))", x, w, backend=backend).sum(), x)[0])
+    assert found[0][0, 0, 0, 0].isinf()
+    assert found[0][0, 0, -1].isfinite().all()
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("width", range(1, 70))
+def test_rows_of_any_width_with_every_other_pixel(width: int) -> None:
+    """Rows are read and gradients are added in vectors, the last of which overlaps the one before."""
+    x = torch.randn(3, 2, 3, width, requires_grad=True)
+    for size in (1, 2) if width > 1 else (1,):
+        y = sc.conv2d("sum(x)", x, kernel_size=size, out_channels=2, groups=2, stride=2, backend="cpp")
+        z = size**2 * torch.nn.functional.avg_pool2d(x, size, 2)
+        torch.testing.assert_close(y, z)
+        direction = torch.randn_like(y)
+        torch.testing.assert_close(
+            torch.autograd.grad(y, x, direction)[0], torch.autograd.grad(z, x, direction)[0], rtol=0, atol=0
+        )

@@ -499,6 +499,7 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("e1 = c/0.5\nstd(e1/(c**2 + 1)/3, dim=c) + sum(x)", {}),
     # What all terms of a gradient share multiplies their sum: 2*(x - x[c, 0]), which may be 0.
     ("sum(softmax((x[c, 0] - x)**2))", {"kernel_size": (1,), "image": (1,), "filters": 2}),
+    ("g: input\nmax(atan(atan(g[c, 0])), dim=c) + sum(x)", {}),
     # Numbers where values vary.
     ("mean(x, weight=2)", {}),
     ("cov(x, w, weight=0.5)", {}),

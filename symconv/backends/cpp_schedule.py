@@ -54,6 +54,8 @@ def cache_bytes() -> int:
         return 512 * 1024
 
 
+#: For fewer filters pixels sum their gradients: with one or two, adding to them tap by tap is most of the work.
+FEW_FILTERS = 4
 #: So many bytes of scratch memory a plan keeps between calls.
 KEPT_SCRATCH = 16 * 1024
 
@@ -136,7 +138,11 @@ def plan_of(
     shape = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
     by_filters = backward and _by_filters(facts, tiles, tensors, geometry.groups, filters, threads)
     used = threads if by_filters else min(threads, max(work, 1))
-    told = ctypes.pointer(line.told(strip, filter_step, by_filters))
+    margin = 0
+    if backward and facts.gathers and filters < FEW_FILTERS:
+        width = vector_bytes // real
+        margin = -(-(line.halo + (tiles.image_taps * tiles.again + 1) * width) // width) * width
+    told = ctypes.pointer(line.told(strip, filter_step, by_filters, margin))
     return CppPlan(strip, filter_step, shape, geometry.groups, used, by_filters, told, function)
 
 

@@ -113,7 +113,8 @@ def _text(expr: sp.Expr) -> str:
 
 def identifiers(kernel: Kernel, schedule: Schedule) -> dict[sp.Symbol, str]:
     """A name in generated code for each operand that is read elsewhere than at the tap."""
-    blocks = [block for sweep in (*schedule.forward, *schedule.backward) for block in (sweep.before, sweep.taps)]
+    sweeps = *schedule.forward, *schedule.backward
+    blocks = [block for each in sweeps for block in (each.before, each.taps, *each.factors) if block is not None]
     blocks += [each.block for lifted in schedule.lifted for each in lifted]
     symbols = {symbol for block in (*blocks, schedule.output, schedule.at_windows) for symbol in block.arguments}
     taken, names = {operand.name for operand in kernel.formula.operands}, {}

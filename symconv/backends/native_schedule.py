@@ -42,6 +42,7 @@ class Facts(NamedTuple):
     pixels: list[list[int]]
     again: bool
     forgetful: list[int]
+    gathers: bool
 
     def without_positions(self) -> Facts:
         """For a forward pass that keeps nothing: no maximum needs to know where it was."""
@@ -86,6 +87,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         [[inputs.index(each.pixel.operand.name) for each in lifted if each.pixel] for lifted in schedule.lifted],
         any(not sweep.gradients for sweep in schedule.backward),
         _forgetful(schedule),
+        any(sweep.gathers for sweep in schedule.backward),
     )
 
 
@@ -169,6 +171,7 @@ class NativeGeometry(ctypes.Structure):
         ("strip", ctypes.c_int64),
         ("filter_step", ctypes.c_int64),
         ("by_filters", ctypes.c_int64),
+        ("margin", ctypes.c_int64),
     ]
 
 
@@ -200,10 +203,11 @@ class Line:
         """How many such lines an image has."""
         return int(self.geometry.size[0])
 
-    def told(self, strip: int, filter_step: int, by_filters: bool = False) -> NativeGeometry:
+    def told(self, strip: int, filter_step: int, by_filters: bool = False, margin: int = 0) -> NativeGeometry:
         """The geometry, with what a plan has chosen."""
         geometry = NativeGeometry.from_buffer_copy(self.geometry)
-        geometry.strip, geometry.filter_step, geometry.by_filters = strip, filter_step, by_filters
+        geometry.strip, geometry.filter_step = strip, filter_step
+        geometry.by_filters, geometry.margin = by_filters, margin
         return geometry
 
 

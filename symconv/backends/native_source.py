@@ -457,6 +457,8 @@ class Backward(Pass):
         return named | {f"gradient_{k}" if len(gradients) > 1 else "gradient": s for k, s in enumerate(gradients, 1)}
 
     def context(self) -> dict[str, Any]:
+        if any(sweep.gathers for sweep in self.sweeps.values()):
+            self.shared["looks"] = ("Looks", "windows, arena")
         gradients = []
         for index, name in enumerate(self.tensors):
             operand = self.operands[name]
@@ -486,7 +488,11 @@ class Backward(Pass):
                 function = f"{name}_{self.identifier(place)}_factor"
                 sink["factor"] = self.function(function, doc, factor, sweep.where)["call"]
             printed[kinds.get(sink["kind"], "others")].append(sink)
-        return printed
+        wanted = {
+            kind: " || ".join({f"grad_{sink['of']}.data": None for sink in printed[kind]})
+            for kind in ("images", "banks", "others")
+        }
+        return printed | {"wanted": wanted, "gathers": sweep.gathers}
 
     def sink(self, place: Operand, where: Domain, value: str) -> dict[str, Any]:
         """Where the gradient at a place goes, in a domain."""

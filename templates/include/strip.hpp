@@ -49,14 +49,81 @@ template <class Visit> inline void image_rows(const Strip& strip, const Windows&
     }
 }
 
+/// body(i) for the vectors of a row of `count` values; the last one overlaps the one before.  False for a shorter row.
+template <class Body> SYMCONV_INLINE bool row_vectors(int64_t count, Body body)
+{
+    if (count < WIDTH)
+        return false;
+    for (int64_t i = 0; i + WIDTH < count; i += WIDTH)
+        body(i);
+    body(count - WIDTH);
+    return true;
+}
+
+/// Every other value, from the first on: the last vector ends with a value that is asked for, behind which there may be no
+/// memory.
+inline void copy_every_other(real* to, const real* from, int64_t count)
+{
+    int64_t i = 0;
+    for (; i + WIDTH < count; i += WIDTH)
+        store(to + i, every_other<0>(load(from + 2 * i), load(from + 2 * i + WIDTH)));
+    if (i > 0) {
+        const real* last = from + 2 * (count - WIDTH) - 1;
+        store(to + count - WIDTH, every_other<1>(load(last), load(last + WIDTH)));
+    } else
+        for (; i < count; ++i)
+            to[i] = from[2 * i];
+}
+
 template <class To, class From> inline void copy(To* to, int64_t step, const From* from, int64_t stride, int64_t count)
 {
+    if constexpr (std::is_same_v<To, real> && std::is_same_v<From, real>) {
+        if (step == 1 && stride == 1) {
+            if (!row_vectors(count, [&](int64_t i) { store(to + i, load(from + i)); }))
+                __builtin_memcpy(to, from, count * sizeof(real));
+            return;
+        }
+        if (step == 1 && stride == 2)
+            return copy_every_other(to, from, count);
+    }
     if (step == 1 && stride == 1)
         for (int64_t i = 0; i < count; ++i)
             to[i] = To(from[i]);
     else
         for (int64_t i = 0; i < count; ++i)
             to[i * step] = To(from[i * stride]);
+}
+
+/// Add a row to every other value of another one, where it has more values than a vector; what lies between gets zeros.
+inline void add_to_every_other(real* to, const real* from, int64_t count)
+{
+    const auto add = [](real* at, vec value) { store(at, load(at) + value); };
+    int64_t i = 0;
+    for (; i + WIDTH < count; i += WIDTH) {
+        const vec values = load(from + i);
+        add(to + 2 * i, spaced<0, 0>(values));
+        add(to + 2 * i + WIDTH, spaced<0, 1>(values));
+    }
+    // The last vector ends with the last value, behind which another thread may be at work.
+    const int64_t begin = count - WIDTH;
+    const vec values = where(integer(i - begin) <= lane_numbers(), load(from + begin), splat(0));
+    add(to + 2 * begin - 1, spaced<1, 0>(values));
+    add(to + 2 * begin - 1 + WIDTH, spaced<1, 1>(values));
+}
+
+/// Add a row to another one.
+inline void add_row(real* to, int64_t step, const real* from, int64_t count)
+{
+    if (step == 2 && count > WIDTH)
+        return add_to_every_other(to, from, count);
+    if (step == 1 && count >= WIDTH) {
+        const vec last = load(to + count - WIDTH) + load(from + count - WIDTH);  // before the one it overlaps changes
+        for (int64_t i = 0; i + WIDTH < count; i += WIDTH)
+            store(to + i, load(to + i) + load(from + i));
+        store(to + count - WIDTH, last);
+    } else
+        for (int64_t i = 0; i < count; ++i)
+            to[i * step] += from[i];
 }
 
 /// Fill the planes of the channels from `first` on.
@@ -100,16 +167,26 @@ inline void add_planes(const real* planes, const Tensor& image, int64_t first, c
         image_rows(strip, windows, [&](int64_t at, int64_t, int64_t before, int64_t inside, int64_t z, int64_t y, int64_t x) {
             if (!inside)
                 return;
-            real* row = data + z * step[3] + y * step[4] + x * step[5];
-            const real* from = channel + at + before;
-            const int64_t stride = windows.geometry.stride[2] * step[5];
-            if (stride == 1)
-                for (int64_t i = 0; i < inside; ++i)
-                    row[i] += from[i];
-            else
-                for (int64_t i = 0; i < inside; ++i)
-                    row[i * stride] += from[i];
+            add_row(data + z * step[3] + y * step[4] + x * step[5], windows.geometry.stride[2] * step[5],
+                    channel + at + before, inside);
         });
+    }
+}
+
+/// 0 at the places of a strip that are no windows, in each of some rows.
+template <class Value> inline void clear_gaps(Value* values, int64_t count, const Windows& windows, const Strip& strip)
+{
+    for (int64_t f = 0; f < count; ++f, values += windows.row()) {
+        int64_t end = 0;  // of the windows of a row
+        const auto clear_until = [&](int64_t begin) {
+            for (; end < begin; ++end)
+                values[end] = 0;
+        };
+        rows(strip, windows, [&](int64_t at, int64_t, int64_t, int64_t windows_in_row) {
+            clear_until(at);
+            end = at + windows_in_row;
+        });
+        clear_until(windows.geometry.strip);
     }
 }
 
@@ -117,13 +194,12 @@ inline void add_planes(const real* planes, const Tensor& image, int64_t first, c
 template <class T, class Value>
 inline void read(Value* values, const Tensor& tensor, int64_t channel, int64_t tap, const Windows& windows, const Strip& strip)
 {
-    for (int64_t i = 0; i < windows.geometry.strip; ++i)
-        values[i] = 0;
     const int64_t* step = tensor.step;
     const T* data = static_cast<const T*>(tensor.data) + strip.n * step[0] + channel * step[1] + tap * step[2];
     rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
         copy(values + at, 1, data + strip.z * step[3] + y * step[4] + x * step[5], step[5], count);
     });
+    clear_gaps(values, 1, windows, strip);
 }
 
 /// Put the values of a strip into a tensor of one value per window.
@@ -137,15 +213,30 @@ inline void write(const Value* values, const Tensor& tensor, int64_t channel, co
     });
 }
 
+/// Put value(q), vectors of a strip from q on, into a tensor of one value per window; `values` is room for them.
+template <class T, class Value>
+inline void write_each(real* values, const Tensor& tensor, int64_t channel, const Windows& windows, const Strip& strip, Value value)
+{
+    const int64_t* step = tensor.step;
+    T* data = static_cast<T*>(tensor.data) + strip.n * step[0] + channel * step[1] + strip.z * step[3];
+    rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+        T* row = data + y * step[4] + x * step[5];
+        if constexpr (std::is_same_v<T, real>)
+            if (step[5] == 1 && row_vectors(count, [&](int64_t i) { store(row + i, value(at + i)); }))
+                return;
+        for (int64_t i = 0; i < count; i += WIDTH)
+            store(values + i, value(at + i));
+        copy(row, step[5], values, 1, count);
+    });
+}
+
 /// Add the values of a strip to a tensor of numbers as they are computed, one per window.
 inline void add(const real* values, const Tensor& tensor, int64_t channel, int64_t tap, const Windows& windows, const Strip& strip)
 {
     const int64_t* step = tensor.step;
     real* data = static_cast<real*>(tensor.data) + strip.n * step[0] + channel * step[1] + tap * step[2];
     rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
-        real* row = data + strip.z * step[3] + y * step[4] + x * step[5];
-        for (int64_t i = 0; i < count; ++i)
-            row[i * step[5]] += values[at + i];
+        add_row(data + strip.z * step[3] + y * step[4] + x * step[5], step[5], values + at, count);
     });
 }
 
@@ -169,6 +260,48 @@ inline real* computed(const Windows& windows, int64_t count, Arena& arena, Value
     real* values = arena.take<real>(all);
     vectors(1, arena.fills ? all : 0, [&](int64_t, int64_t i) { store(values + i, value(i)); });
     return values;
+}
+
+// -- Pixels that look for the windows that see them ---------------------------------------------------------------------
+
+/// The taps that look into each plane, plane after plane: tap j for j from begin[plane] on, whose windows begin step[j]
+/// places before the pixel.
+struct Looks {
+    int64_t planes;
+    int *begin, *tap, *step;
+
+    Looks(const Windows& windows, Arena& arena)
+        : planes(windows.channel / windows.plane),
+          begin(arena.take<int>(planes + 1)), tap(arena.take<int>(windows.taps)), step(arena.take<int>(windows.taps))
+    {
+        if (!arena.fills)
+            return;
+        int count = 0;
+        for (int64_t plane = 0; plane < planes; ++plane) {
+            begin[plane] = count;
+            for (int64_t t = 0; t < windows.taps; ++t)
+                if (windows.plane_of(t) == plane) {
+                    tap[count] = int(t);
+                    step[count++] = int(windows.step_of(t));
+                }
+        }
+        begin[planes] = count;
+    }
+};
+
+/// What a place gives to a pixel; MASKED: 0 where it is no window.
+template <bool MASKED> SYMCONV_INLINE vec given(const integer* is_window, vec value)
+{
+    return MASKED ? where(load_int(is_window), value, splat(0)) : value;
+}
+
+/// Whether one of some sums is infinite or no number.
+template <int V> SYMCONV_INLINE bool any_odd(const vec (&sums)[V])
+{
+    ivec odd = {};
+    UNROLL for (int v = 0; v < V; ++v)
+        odd |= ~(abs(sums[v]) <= LARGEST);
+    return any(odd);
 }
 
 // -- Tiles ------------------------------------------------------------------------------------------------------------
@@ -205,6 +338,14 @@ inline void tap_tiles(const Domain& domain, int64_t length, int64_t filters, boo
         tiles<1, VECTORS, ROW>(domain.count, length, body);
     else
         tiles<TAPS, VECTORS, ROW>(domain.count, length, body);
+}
+
+/// Cut the planes of all channels into tiles: body(vectors of the tile, channel, plane, first place).
+template <int VECTORS, class Body> inline void pixel_tiles(const Windows& windows, const Looks& looks, int64_t channels, Body body)
+{
+    for (int64_t channel = 0; channel < channels; ++channel)
+        for (int64_t plane = 0; plane < looks.planes; ++plane)
+            tiles<1, 1, VECTORS>(1, windows.plane, [&](auto, auto V, int64_t, int64_t p) { body(V, channel, plane, p); });
 }
 
 /// Cut weights: body(filters of the tile, taps of the tile, first filter, first tap, slice, its first place, its end).

@@ -258,6 +258,33 @@ template <int... LANE> SYMCONV_INLINE vec lanes_of(vec a, vec b)
 #endif
 }
 
+/// Every other lane of two vectors, from FIRST on.
+template <int FIRST, int... I> SYMCONV_INLINE vec every_other(vec a, vec b, std::integer_sequence<int, I...>)
+{
+    return lanes_of<(2 * I + FIRST)...>(a, b);
+}
+
+template <int FIRST> SYMCONV_INLINE vec every_other(vec a, vec b)
+{
+    return every_other<FIRST>(a, b, std::make_integer_sequence<int, WIDTH>{});
+}
+
+template <int... I> SYMCONV_INLINE ivec numbers_of(std::integer_sequence<int, I...>) { return ivec{I...}; }
+
+/// 0, 1, 2, ...
+SYMCONV_INLINE ivec lane_numbers() { return numbers_of(std::make_integer_sequence<int, WIDTH>{}); }
+
+/// The lanes of the lower (HALF 0) or upper half of a vector at every other place, from FIRST on, zeros between them.
+template <int FIRST, int HALF, int... I> SYMCONV_INLINE vec spaced(vec value, std::integer_sequence<int, I...>)
+{
+    return lanes_of<(I % 2 == FIRST ? HALF * WIDTH / 2 + I / 2 : WIDTH)...>(value, splat(0));
+}
+
+template <int FIRST, int HALF> SYMCONV_INLINE vec spaced(vec value)
+{
+    return spaced<FIRST, HALF>(value, std::make_integer_sequence<int, WIDTH>{});
+}
+
 /// For each PART lanes of two vectors, half as many: the upper half is added to the lower half.
 template <int PART, int... I> SYMCONV_INLINE vec halved(vec a, vec b, std::integer_sequence<int, I...>)
 {

@@ -24,6 +24,7 @@ struct Geometry {
     int64_t strip;        // windows of a strip, a multiple of the vectors of a tile
     int64_t filter_step;  // filters that are computed together
     int64_t by_filters;   // whether threads share out filters for the gradients of weights, and not images
+    int64_t margin;       // places around a strip where pixels look for windows that see them, 0 if they do not
 };
 
 /// A tensor: where it is, and the distances of its elements along n, channel, tap, z, y, x.
@@ -136,10 +137,23 @@ struct Windows {
         return (at[axis] - (kernel[axis] - 1) / 2) * geometry.dilation[axis];
     }
 
+    /// How many values the windows of a strip have, with what lies around them.
+    int64_t row() const { return geometry.strip + 2 * geometry.margin; }
+
     // How many floats the planes of an image take: those of its channels, and one full of zeros for taps that are not.
     int64_t planes(int64_t channels) const { return channels * channel + nowhere(); }
     int64_t nowhere() const { return (geometry.strip + WIDTH) / WIDTH * WIDTH; }
 };
+
+/// Room for rows of values, one for each window of a strip, with zeros around each where pixels look for windows.
+template <class T> inline T* take_values(const Windows& windows, int64_t rows, Arena& arena)
+{
+    T* values = arena.take<T>(rows * windows.row());
+    if (!values || windows.geometry.margin == 0)
+        return values;
+    each(arena.fills ? rows * windows.row() : 0, [&](int64_t i) { values[i] = 0; });
+    return values + windows.geometry.margin;
+}
 
 /// One strip: an image, a line and a piece of it.
 struct Strip {
