@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -356,6 +357,7 @@ FEW_FILTERS = {
     "positions": "median(x + w)",
     "hoisted": "logsumexp(x + w)",
     "quotients": "sum(x*w/(1 + mean(x**2)))",
+    "gaussian": "exp(-sum((x - w)**2)/N)",
     "centre": "sum(w*exp(-(x - x[c, 0])**2))",
     "channels": "sum(max(x + w, dim=t), dim=c)",
     "guide": "g: input\nsum(w*g*tanh(x))",
@@ -365,15 +367,15 @@ FEW_FILTERS = {
 @pytest.mark.parametrize("name", FEW_FILTERS)
 def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In strips much shorter than an image, for rows around the width of a vector and every stride."""
-    monkeypatch.setattr(cpp_schedule, "cache_bytes", lambda: 8 * 1024)
     formula = FEW_FILTERS[name]
-    for filters, groups, padding_mode, kernel_size, size, more in (
-        (3, 1, "constant", 3, (9, 35), {"padding": 1}),
-        (4, 2, "ignore", 3, (13, 34), {"padding": 1, "stride": 2}),
-        (4, 4, "constant", 2, (12, 66), {"stride": 2}),
-        (6, 2, "constant", (3, 2), (11, 40), {"padding": 2, "stride": (1, 3), "dilation": 2}),
-        (4, 4, "ignore", 3, (5, 6, 17), {"padding": 1, "stride": (2, 1, 1)}),
+    for cache, filters, groups, padding_mode, kernel_size, size, more in (
+        (64, 3, 1, "constant", 3, (9, 35), {"padding": 1}),
+        (16, 4, 2, "ignore", 3, (13, 34), {"padding": 1, "stride": 2}),
+        (8, 4, 4, "constant", 2, (12, 66), {"stride": 2}),
+        (32, 6, 2, "constant", (3, 2), (11, 40), {"padding": 2, "stride": (1, 3), "dilation": 2}),
+        (8, 4, 4, "ignore", 3, (5, 6, 17), {"padding": 1, "stride": (2, 1, 1)}),
     ):
+        monkeypatch.setattr(cpp_schedule, "cache_bytes", functools.partial(int, cache * 1024))
         torch.manual_seed(0)
         kind = sc.Conv3d if len(size) == 3 else sc.Conv2d
         options = {"groups": groups, "padding_mode": padding_mode, "dtype": torch.float64, **more}
