@@ -244,8 +244,13 @@ def test_one_log_line_for_each_library(caplog: pytest.LogCaptureFixture) -> None
 SANITIZED = """
 import ctypes, sys, torch, symconv as sc
 for formula in ("-sum(abs(x - w)) + b", "sum(max(x + w, dim=t), dim=c)", "median(x)", "sum(x[c, t+1]*w) + x[o, 0]"):
-    for options in ({}, dict(padding=2, dilation=2, stride=2), dict(padding=1, padding_mode="ignore", groups=2)):
-        x = torch.randn(2, 4, 9, 7, requires_grad=True)
+    for options in (
+        {},
+        dict(padding=2, dilation=2, stride=2),
+        dict(padding=1, padding_mode="ignore", groups=2),
+        dict(padding=(0, 3), stride=(1, 2), groups=4),
+    ):
+        x = torch.randn(2, 4, 9, 38, requires_grad=True)
         w = torch.randn(4, 4 // options.get("groups", 1), 3, 2, requires_grad=True)
         given = {"b": torch.randn(4)} if "+ b" in formula else {}
         weight = w if "w" in formula else None
@@ -391,8 +396,9 @@ def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch
             found.append([y, *torch.autograd.grad(y, [image, *guide.values(), *layer.parameters()], direction)])
         for mine, other in zip(*found):
             torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
-    plans = [plan for key, plan in backends()["cpp"].compile(layer.kernel)._plans.items() if key[0] == "backward"]
-    assert {bool(plan.geometry.contents.margin) for plan in plans} == {name != "centre"}
+        plans = backends()["cpp"].compile(layer.kernel)._plans.items()
+        margins = {plan.geometry.contents.margin > 0 for key, plan in plans if key[0] == "backward" and x.shape in key}
+        assert margins == {name != "centre"}
 
 
 def test_an_infinite_slope_at_a_place_without_a_window_is_not_seen() -> None:

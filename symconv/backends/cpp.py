@@ -55,11 +55,11 @@ def _unavailable() -> str | None:
 def generate(kernel: Kernel) -> dict[str, str]:
     """The files of a cache entry: the source, and the facts that spare the next process the derivation."""
     from ..lower import lower
-    from .native_source import native_source
+    from .cpp_source import cpp_source
 
     schedule = lower(kernel.formula, lift=True)
     return {
-        SOURCE: native_source(kernel, schedule, "cpp/kernel.cpp.jinja"),
+        SOURCE: cpp_source(kernel, schedule),
         FACTS: json.dumps(facts_of(kernel, schedule)._asdict()),
     }
 

@@ -17,7 +17,6 @@ import sympy as sp
 from ..kernel import Kernel
 from ..language.axes import WINDOW, Domain, Labels, domain
 from ..language.symbols import Access, Operand
-from ..lift import Lifted
 from ..lower import YIELDS, Schedule, Sweep
 from ..operations import NOTHING, Block
 from ..printers.cpp import CppPrinter, identifier
@@ -49,7 +48,7 @@ def flags(*values: bool) -> str:
     return ", ".join("true" if value else "false" for value in values)
 
 
-def native_source(kernel: Kernel, schedule: Schedule, template: str, passes: Sequence[Pass] = ()) -> str:
+def native_source(kernel: Kernel, schedule: Schedule, template: str, passes: Sequence[Pass]) -> str:
     """The text of a file that computes a kernel and its gradients.
 
     It is compiled once per pass and dtype; it includes the static headers and nothing else.
@@ -57,10 +56,9 @@ def native_source(kernel: Kernel, schedule: Schedule, template: str, passes: Seq
     Args:
         kernel, schedule: what it computes, and how.
         template: `cpp/kernel.cpp.jinja` or `cuda/kernel.cu.jinja`.
-        passes: both, if they are not printed as for a CPU.
+        passes: both, as they are printed for it.
     """
     accesses = identifiers(kernel, schedule)
-    passes = passes or [each(kernel, schedule) for each in (Forward, Backward)]
     return render(
         template,
         kernel=describe(kernel, schedule, accesses) | {"template": template},
@@ -84,9 +82,8 @@ class Pass:
         self.members: dict[Domain, dict[str, Member]] = {WINDOW: {}}
         #: What is made once per call: where the elements of weights are, and the weights as they are read.
         self.shared: dict[str, tuple[str, str]] = {}
-        #: The inputs that are read, and what is computed once per pixel.
+        #: The inputs that are read.
         self.seen: set[str] = set()
-        self.pixels: dict[str, dict[str, Any]] = {}
         self.functions: list[dict[str, Any]] = []
         self.sweeps = self.named_sweeps()
         self.printed = [self.sweep(sweep, name) for name, sweep in self.sweeps.items()]
@@ -112,7 +109,7 @@ class Pass:
                 for where, members in sorted(self.members.items())
             ],
             "shared": [(name, kind, make) for name, (kind, make) in self.shared.items()],
-            "pixels": [*self.pixels.values()],
+            "pixels": [],
             "inputs": [(name, self.tensors.index(name)) for name in inputs],
             "fields": [self.field(name) for name in self.tensors if self.operands[name].role == "field"],
             "values": self.values(),
@@ -186,10 +183,14 @@ class Pass:
         name = self.identifier(symbol)
         members = self.members.setdefault(where, {})
         if name not in members:
-            makes = {Operand: self.operand, Lifted: self.lifted, sp.Symbol: self.value}
-            make = next(make for kind, make in makes.items() if isinstance(symbol, kind))
-            members[name] = make(name, symbol, where)
+            members[name] = self.member(name, symbol, where)
         return f"at.{self.id(where)}.{name}(here)"
+
+    def member(self, name: str, symbol: sp.Symbol, where: Domain) -> Member:
+        """How a symbol is read."""
+        if isinstance(symbol, Operand):
+            return self.operand(name, symbol, where)
+        return self.value(name, symbol, where)
 
     def operand(self, name: str, symbol: Operand, where: Domain) -> Member:
         """How an operand is read."""
@@ -265,51 +266,6 @@ class Pass:
         elements, tensor = self.elements(name, symbol, where), self.tensors.index(symbol.operand.name)
         kind = f"pack<{flags(*varies)}, {self.block}>"
         return f"{kind}(tensors[{tensor}], {elements}, windows, {self.id(where)}.count, arena)"
-
-    def lifted(self, name: str, symbol: Lifted, where: Domain) -> Member:
-        """What is computed once per pixel or weight."""
-        if symbol.pixel is not None:
-            self.pixels.setdefault(name, self.pixel(name, symbol, where))
-            return self.image(name, symbol.pixel, where, f"{name}_planes")
-        varies = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
-        domain, arguments = self.id(where), []
-        for each in symbol.block.arguments:
-            laid = f"{domain}_{self.identifier(each)}_of_{name}"
-            if each.role in ("const", "size"):
-                value = f"numbers[{self.numbers.index(each.name)}]" if each.role == "const" else SIZES[each.name]
-                arguments.append(f"splat(real({value}))")
-                continue
-            if each.role in ("offset", "index"):
-                element = "group * windows.geometry.filters + f" if each.name == "o" else self.number(each, domain)
-                kind, unused = f"laid_out<{flags(*varies)}, {self.block}>", "(void)group, (void)f, (void)k"
-                value = f"[&](int64_t group, int64_t f, int64_t k) {{ {unused}; return real({element}); }}"
-                make = f"{kind}(windows, {domain}.count, arena, {value})"
-            else:
-                make = self.packed(self.identifier(each), each, where, varies)
-            self.shared[laid] = ("const real*", make)
-            arguments.append(f"load({laid} + i)")
-        call = self.function(name, "The same for all windows: computed once per weight.", symbol.block, arguments)[
-            "call"
-        ]
-        packed = f"{domain}_{name}_packed"
-        self.shared[packed] = (
-            "const real*",
-            f"computed<{flags(*varies)}, {self.block}>(windows, {domain}.count, arena, "
-            f"[&](int64_t i) {{ (void)i; return {call}; }})",
-        )
-        return self.bank_member(name, packed, where, varies)
-
-    def pixel(self, name: str, symbol: Lifted, where: Domain) -> dict[str, Any]:
-        """A value that is computed once per pixel."""
-        assert symbol.pixel is not None
-        self.seen.add(symbol.pixel.operand.name)
-        arguments = [
-            f"load({each.name}_planes + q)" if each.role == "input" else self.read(each, where)
-            for each in symbol.block.arguments
-        ]
-        doc = "The same for all taps that see a pixel: computed once."
-        call = self.function(name, doc, symbol.block, arguments)["call"]
-        return {"name": name, "call": call, "index": self.tensors.index(symbol.pixel.operand.name)}
 
     def field_member(self, name: str, base: Operand, where: Domain, values: str) -> Member:
         """A value per output pixel, or its gradient."""
@@ -457,8 +413,6 @@ class Backward(Pass):
         return named | {f"gradient_{k}" if len(gradients) > 1 else "gradient": s for k, s in enumerate(gradients, 1)}
 
     def context(self) -> dict[str, Any]:
-        if any(sweep.gathers for sweep in self.sweeps.values()):
-            self.shared["looks"] = ("Looks", "windows, arena")
         gradients = []
         for index, name in enumerate(self.tensors):
             operand = self.operands[name]
@@ -492,7 +446,7 @@ class Backward(Pass):
             kind: " || ".join({f"grad_{sink['of']}.data": None for sink in printed[kind]})
             for kind in ("images", "banks", "others")
         }
-        return printed | {"wanted": wanted, "gathers": sweep.gathers}
+        return printed | {"wanted": wanted}
 
     def sink(self, place: Operand, where: Domain, value: str) -> dict[str, Any]:
         """Where the gradient at a place goes, in a domain."""

@@ -49,42 +49,27 @@ template <class Visit> inline void image_rows(const Strip& strip, const Windows&
     }
 }
 
-/// body(i) for the vectors of a row of `count` values; the last one overlaps the one before.  False for a shorter row.
-template <class Body> SYMCONV_INLINE bool row_vectors(int64_t count, Body body)
-{
-    if (count < WIDTH)
-        return false;
-    for (int64_t i = 0; i + WIDTH < count; i += WIDTH)
-        body(i);
-    body(count - WIDTH);
-    return true;
-}
-
-/// Every other value, from the first on: the last vector ends with a value that is asked for, behind which there may be no
-/// memory.
-inline void copy_every_other(real* to, const real* from, int64_t count)
+/// body(i, vector) for the vectors of a row of `count` values: `vector` loads and stores as much as there is of it.
+template <class Body> SYMCONV_INLINE void row_vectors(int64_t count, Body body)
 {
     int64_t i = 0;
-    for (; i + WIDTH < count; i += WIDTH)
-        store(to + i, every_other<0>(load(from + 2 * i), load(from + 2 * i + WIDTH)));
-    if (i > 0) {
-        const real* last = from + 2 * (count - WIDTH) - 1;
-        store(to + count - WIDTH, every_other<1>(load(last), load(last + WIDTH)));
-    } else
-        for (; i < count; ++i)
-            to[i] = from[2 * i];
+    for (; i + WIDTH <= count; i += WIDTH)
+        body(i, Whole{});
+    if (i < count)
+        body(i, First{count - i});
 }
 
+/// Every `stride`-th value of a row, one after the other.
 template <class To, class From> inline void copy(To* to, int64_t step, const From* from, int64_t stride, int64_t count)
 {
     if constexpr (std::is_same_v<To, real> && std::is_same_v<From, real>) {
-        if (step == 1 && stride == 1) {
-            if (!row_vectors(count, [&](int64_t i) { store(to + i, load(from + i)); }))
-                __builtin_memcpy(to, from, count * sizeof(real));
-            return;
-        }
+        if (step == 1 && stride == 1)
+            return row_vectors(count, [&](int64_t i, auto vector) { vector.store(to + i, vector.load(from + i)); });
         if (step == 1 && stride == 2)
-            return copy_every_other(to, from, count);
+            return row_vectors(count, [&](int64_t i, auto vector) {
+                const auto [lower, upper] = vector.doubled();
+                vector.store(to + i, every_other(lower.load(from + 2 * i), upper.load(from + 2 * i + WIDTH)));
+            });
     }
     if (step == 1 && stride == 1)
         for (int64_t i = 0; i < count; ++i)
@@ -94,34 +79,21 @@ template <class To, class From> inline void copy(To* to, int64_t step, const Fro
             to[i * step] = To(from[i * stride]);
 }
 
-/// Add a row to every other value of another one, where it has more values than a vector; what lies between gets zeros.
-inline void add_to_every_other(real* to, const real* from, int64_t count)
-{
-    const auto add = [](real* at, vec value) { store(at, load(at) + value); };
-    int64_t i = 0;
-    for (; i + WIDTH < count; i += WIDTH) {
-        const vec values = load(from + i);
-        add(to + 2 * i, spaced<0, 0>(values));
-        add(to + 2 * i + WIDTH, spaced<0, 1>(values));
-    }
-    // The last vector ends with the last value, behind which another thread may be at work.
-    const int64_t begin = count - WIDTH;
-    const vec values = where(integer(i - begin) <= lane_numbers(), load(from + begin), splat(0));
-    add(to + 2 * begin - 1, spaced<1, 0>(values));
-    add(to + 2 * begin - 1 + WIDTH, spaced<1, 1>(values));
-}
-
-/// Add a row to another one.
+/// Add a row to every `step`-th value of another one; what lies between may get zeros.
 inline void add_row(real* to, int64_t step, const real* from, int64_t count)
 {
-    if (step == 2 && count > WIDTH)
-        return add_to_every_other(to, from, count);
-    if (step == 1 && count >= WIDTH) {
-        const vec last = load(to + count - WIDTH) + load(from + count - WIDTH);  // before the one it overlaps changes
-        for (int64_t i = 0; i + WIDTH < count; i += WIDTH)
-            store(to + i, load(to + i) + load(from + i));
-        store(to + count - WIDTH, last);
-    } else
+    if (step == 1)
+        row_vectors(count, [&](int64_t i, auto vector) {
+            vector.store(to + i, vector.load(to + i) + vector.load(from + i));
+        });
+    else if (step == 2)
+        row_vectors(count, [&](int64_t i, auto vector) {
+            const auto [lower, upper] = vector.doubled();
+            const vec values = vector.load(from + i);
+            lower.store(to + 2 * i, lower.load(to + 2 * i) + spaced<0>(values));
+            upper.store(to + 2 * i + WIDTH, upper.load(to + 2 * i + WIDTH) + spaced<1>(values));
+        });
+    else
         for (int64_t i = 0; i < count; ++i)
             to[i * step] += from[i];
 }
@@ -222,8 +194,8 @@ inline void write_each(real* values, const Tensor& tensor, int64_t channel, cons
     rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
         T* row = data + y * step[4] + x * step[5];
         if constexpr (std::is_same_v<T, real>)
-            if (step[5] == 1 && row_vectors(count, [&](int64_t i) { store(row + i, value(at + i)); }))
-                return;
+            if (step[5] == 1)
+                return row_vectors(count, [&](int64_t i, auto vector) { vector.store(row + i, value(at + i)); });
         for (int64_t i = 0; i < count; i += WIDTH)
             store(values + i, value(at + i));
         copy(row, step[5], values, 1, count);

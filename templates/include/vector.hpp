@@ -116,6 +116,40 @@ SYMCONV_INLINE ivec load_int(const integer* from)
 SYMCONV_INLINE void store(real* to, vec value) { __builtin_memcpy(to, &value, sizeof value); }
 SYMCONV_INLINE void store_int(integer* to, ivec value) { __builtin_memcpy(to, &value, sizeof value); }
 
+/// The first values of a vector, where there may be no memory behind them; 0 stands for the others.
+struct First {
+    int64_t count;
+
+#if SYMCONV_VECTOR_BYTES == 64 && defined(SYMCONV_X86)
+    static_assert(WIDTH <= 16);
+    uint16_t mask() const { return uint16_t((1u << count) - 1); }
+    vec load(const real* from) const { return SYMCONV_PASTE(_mm512_maskz_loadu, SYMCONV_SUFFIX)(mask(), from); }
+    void store(real* to, vec value) const { SYMCONV_PASTE(_mm512_mask_storeu, SYMCONV_SUFFIX)(to, mask(), value); }
+#else
+    vec load(const real* from) const
+    {
+        vec value = {};
+        __builtin_memcpy(&value, from, count * sizeof(real));
+        return value;
+    }
+    void store(real* to, vec value) const { __builtin_memcpy(to, &value, count * sizeof(real)); }
+#endif
+
+    /// What holds every other value of two vectors: the last one is the last of them.
+    std::pair<First, First> doubled() const
+    {
+        const int64_t all = 2 * count - 1;
+        return {First{all < WIDTH ? all : WIDTH}, First{all < WIDTH ? 0 : all - WIDTH}};
+    }
+};
+
+/// All values of a vector.
+struct Whole {
+    vec load(const real* from) const { return symconv::load(from); }
+    void store(real* to, vec value) const { symconv::store(to, value); }
+    std::pair<Whole, First> doubled() const { return {Whole{}, First{WIDTH - 1}}; }
+};
+
 /// Number i of an aligned block of N.
 template <int N> SYMCONV_INLINE real one_of(const real* block, int i) { return block[i]; }
 
@@ -258,31 +292,23 @@ template <int... LANE> SYMCONV_INLINE vec lanes_of(vec a, vec b)
 #endif
 }
 
-/// Every other lane of two vectors, from FIRST on.
-template <int FIRST, int... I> SYMCONV_INLINE vec every_other(vec a, vec b, std::integer_sequence<int, I...>)
+template <int... I> SYMCONV_INLINE vec every_other(vec a, vec b, std::integer_sequence<int, I...>)
 {
-    return lanes_of<(2 * I + FIRST)...>(a, b);
+    return lanes_of<2 * I...>(a, b);
 }
 
-template <int FIRST> SYMCONV_INLINE vec every_other(vec a, vec b)
+/// Every other lane of two vectors.
+SYMCONV_INLINE vec every_other(vec a, vec b) { return every_other(a, b, std::make_integer_sequence<int, WIDTH>{}); }
+
+template <int HALF, int... I> SYMCONV_INLINE vec spaced(vec value, std::integer_sequence<int, I...>)
 {
-    return every_other<FIRST>(a, b, std::make_integer_sequence<int, WIDTH>{});
+    return lanes_of<(I % 2 ? WIDTH : HALF * WIDTH / 2 + I / 2)...>(value, splat(0));
 }
 
-template <int... I> SYMCONV_INLINE ivec numbers_of(std::integer_sequence<int, I...>) { return ivec{I...}; }
-
-/// 0, 1, 2, ...
-SYMCONV_INLINE ivec lane_numbers() { return numbers_of(std::make_integer_sequence<int, WIDTH>{}); }
-
-/// The lanes of the lower (HALF 0) or upper half of a vector at every other place, from FIRST on, zeros between them.
-template <int FIRST, int HALF, int... I> SYMCONV_INLINE vec spaced(vec value, std::integer_sequence<int, I...>)
+/// The lanes of the lower (HALF 0) or upper half of a vector, with zeros between them.
+template <int HALF> SYMCONV_INLINE vec spaced(vec value)
 {
-    return lanes_of<(I % 2 == FIRST ? HALF * WIDTH / 2 + I / 2 : WIDTH)...>(value, splat(0));
-}
-
-template <int FIRST, int HALF> SYMCONV_INLINE vec spaced(vec value)
-{
-    return spaced<FIRST, HALF>(value, std::make_integer_sequence<int, WIDTH>{});
+    return spaced<HALF>(value, std::make_integer_sequence<int, WIDTH>{});
 }
 
 /// For each PART lanes of two vectors, half as many: the upper half is added to the lower half.
