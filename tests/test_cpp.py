@@ -342,9 +342,11 @@ def test_gradients_that_nobody_wants_are_not_written(formula: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["constant", "ignore"])
-@pytest.mark.parametrize("formula", ["max(x + w)", "min(x*w) + sum(x)", "max(x + w) - max(x - w)"])
+@pytest.mark.parametrize(
+    "formula", ["max(x + w)", "min(x*w) + sum(x)", "max(x + w) - max(x - w)", "median(x + w)", "quantile(x*w, 0.4)"]
+)
 def test_a_maximum_without_a_position_is_the_same(formula: str, mode: str) -> None:
-    """Without gradients kernels of maxima are compiled without positions, and with other tiles."""
+    """Without gradients kernels of maxima and medians are compiled without positions, and with other tiles."""
     x, w = torch.randn(2, 3, 7, 40), torch.randn(9, 3, 3, 3)
     x[0, 0, 0, 0], x[1, 1, 3, 3], x[1, 2, 5, 30] = float("nan"), float("inf"), -float("inf")
     options = {"padding": 1, "padding_mode": mode, "backend": "cpp"}
@@ -352,6 +354,16 @@ def test_a_maximum_without_a_position_is_the_same(formula: str, mode: str) -> No
     with_positions = sc.conv2d(formula, x, w.requires_grad_(), **options)
     torch.testing.assert_close(y, with_positions.detach(), rtol=0, atol=0, equal_nan=True)
     assert {key[0] for key in backends()["cpp"].compile(sc.Kernel(formula))._plans} >= {"forward", "inference"}
+
+
+@pytest.mark.parametrize("channels", [2, 3, 5, 40])
+def test_as_many_values_are_put_in_order_as_an_input_has_channels(channels: int) -> None:
+    """Also where x has others, for which the compiler would be told how many there are."""
+    x, g = torch.randn(1, 3, 6, 20), torch.randn(1, channels, 6, 20)
+    formula = "g: input\nsum(x) + sum(median(g, dim=c), dim=t)"
+    y = sc.conv2d(formula, x, g=g, kernel_size=3, out_channels=1, backend="cpp")
+    z = torch.nn.functional.avg_pool2d(x.sum(1, keepdim=True) + g.median(1, keepdim=True).values, 3, 1) * 9
+    torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-4)
 
 
 FEW_FILTERS = {

@@ -19,6 +19,8 @@ from ..language.axes import domain
 from ..lower import Accumulator, Schedule, Sweep
 from ..operations import HEAVY
 
+#: Marks values that are put in order along channels that are not those of x.
+OTHER_CHANNELS = "+"
 #: Vectors that an accumulator of each kind holds.
 STATE = {"sum": 1, "product": 1, "max": 1, "first_max": 2, "exponentials": 2, "mean": 3, "moment": 4}
 
@@ -45,7 +47,7 @@ class Facts(NamedTuple):
     gathers: bool
 
     def without_positions(self) -> Facts:
-        """For a forward pass that keeps nothing: no maximum needs to know where it was."""
+        """For a forward pass that keeps nothing: no maximum or median needs to know where it was."""
         return self._replace(state=self.forgetful)
 
 
@@ -75,7 +77,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         [max((_cost(sweep) for sweep in each), default=0) for each in passes],
         sorted(
             {
-                "".join(sorted(a.dims))
+                "".join(sorted(a.dims)) + OTHER_CHANNELS * bool("c" in a.dims and a.where.inputs)
                 for each in passes
                 for sweep in each
                 for a in sweep.accumulators
@@ -97,11 +99,11 @@ def _state(sweeps: Iterable[Iterable[Accumulator]]) -> int:
 
 
 def _forgetful(schedule: Schedule) -> list[int]:
-    """The state of the passes where no maximum has a position; nothing where the output depends on one."""
+    """The state of the passes where no maximum or median has a position; nothing where the output depends on one."""
     accumulators = [each for sweep in schedule.forward for each in sweep.accumulators]
     read: frozenset[Any] = frozenset().union(schedule.output.arguments, *(each.needs for each in accumulators))
-    plain = {each: each.yielding(read) for each in accumulators if each.kind == "first_max"}
-    if not plain or any(each.kind == "first_max" for each in plain.values()):
+    plain = {each: each.yielding(read) for each in accumulators if each.kind.startswith("first_")}
+    if not plain or any(each.kind.startswith("first_") for each in plain.values()):
         return []
     forward = ([plain.get(each, each) for each in sweep.accumulators] for sweep in schedule.forward)
     return [_state(forward), _state(sweep.accumulators for sweep in schedule.backward)]
@@ -241,7 +243,7 @@ FEW = 32
 
 def ranked(facts: Facts, x: torch.Tensor, geometry: Geometry) -> int:
     """How many values a kernel puts in order, 0 if they are many, or not always as many."""
-    if len(facts.ranked) != 1:
+    if len(facts.ranked) != 1 or facts.ranked[0].endswith(OTHER_CHANNELS):
         return 0
     sizes = {"t": math.prod(geometry.kernel_size), "c": x.shape[1] // geometry.groups}
     count = math.prod(sizes[axis] for axis in facts.ranked[0])

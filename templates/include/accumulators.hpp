@@ -182,7 +182,7 @@ template <int N, int FIRST = 0> SYMCONV_INLINE void put_in_order(vec* values)
 /// NaN wins; it holds all the values.  RANKED is how many there are if they are few, else 0.
 struct FirstRank {
     vec* values;
-    ivec* counts;
+    ivec* counts;  // whether there is a value, where taps outside the image leave the window
     vec* sorted;
     vec found;
     ivec position;
@@ -190,7 +190,9 @@ struct FirstRank {
 
     template <class Mask> void add(Mask mask, ivec, vec v)
     {
+#ifdef SYMCONV_IGNORE
         counts[count] = where(mask, splat_int(-1), splat_int(0));
+#endif
         values[count] = where(mask, v, splat(infinity));
         ++count;
     }
@@ -200,11 +202,17 @@ struct FirstRank {
 #if RANKED
         if (count == RANKED) {
             vec few[RANKED];
-            UNROLL for (int k = 0; k < RANKED; ++k)
-                few[k] = values[k];
-            put_in_order<RANKED>(few);
+#ifndef SYMCONV_IGNORE
+            constexpr int middle = (RANKED - 1) / 2;
+            if (number_of(rank) == middle) {  // known here, so that only the pairs that decide it are compared
+                put_values_in_order(few);
+                found = few[middle];
+                return settle();
+            }
+#endif
+            put_values_in_order(few);
             pick(rank, few);
-            return;
+            return settle();
         }
 #endif
         for (int64_t k = 0; k < count; ++k)
@@ -219,32 +227,62 @@ struct FirstRank {
                             sorted[low + step] = larger(a, b);
                         }
         pick(rank, sorted);
+        settle();
     }
 
-    /// The value of a rank among sorted ones.  Values that are NaN make no order, but then the result is NaN.
+#if RANKED
+    SYMCONV_INLINE void put_values_in_order(vec* few) const
+    {
+        UNROLL for (int k = 0; k < RANKED; ++k)
+            few[k] = values[k];
+        put_in_order<RANKED>(few);
+    }
+#endif
+
+    /// A rank that is the same for all windows.
+    int64_t number_of(vec rank) const { return least(most(int64_t(rank[0]), 0), count - 1); }
+
+    /// The value of a rank among sorted ones.
     SYMCONV_INLINE void pick(vec rank, const vec* in_order)
+    {
+#ifdef SYMCONV_IGNORE
+        found = in_order[0];
+        for (int64_t k = 0; k < count; ++k)
+            found = where(rank == splat(real(k)), in_order[k], found);
+#else
+        found = in_order[number_of(rank)];
+#endif
+    }
+
+    /// Values that are NaN make no order, but then the result is NaN; and where the value that was found stands.
+    SYMCONV_INLINE void settle()
     {
         ivec broken = splat_int(0);
 #ifdef SYMCONV_IGNORE
         ivec some = splat_int(0);
-        found = in_order[0];
         for (int64_t k = 0; k < count; ++k) {
-            found = where(rank == splat(real(k)), in_order[k], found);
             some |= counts[k];
             broken |= counts[k] & (values[k] != values[k]);
         }
         found = where(some, found, splat(0));
 #else
-        found = in_order[least(most(int64_t(rank[0]), 0), count - 1)];  // the same for all windows
-        for (int64_t k = 0; k < count; ++k)
-            broken |= values[k] != values[k];
+        UNROLL_RANKED for (int64_t k = 0; k + 1 < count; k += 2)
+            broken |= (values[k] != values[k]) | (values[k + 1] != values[k + 1]);  // one comparison
+        if (count % 2)
+            broken |= values[count - 1] != values[count - 1];
 #endif
         found = where(broken, splat(not_a_number), found);
         position = splat_int(-1);
-        for (int64_t k = count; k-- > 0;) {
+#ifndef SYMCONV_FORGETS
+        UNROLL_RANKED for (int64_t k = count; k-- > 0;) {
+#ifdef SYMCONV_IGNORE
             const ivec here = counts[k] & ((values[k] == found) | ((values[k] != values[k]) & (found != found)));
+#else
+            const ivec here = (values[k] == found) | ((values[k] != values[k]) & (found != found));
+#endif
             position = where(here, splat_int(integer(k)), position);
         }
+#endif
     }
 
     vec rank() const { return found; }

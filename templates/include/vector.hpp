@@ -35,6 +35,15 @@
 #endif
 // Loops over taps: an out-of-order core needs no more than one at a time.
 #define UNROLL_TAPS
+// Loops over values that are put in order: if they are few, and as many as the compiler is told, they stay in registers.
+#if !RANKED
+#define UNROLL_RANKED
+#elif defined(__clang__)
+#define UNROLL_RANKED UNROLL
+#else
+#define UNROLL_RANKED PRAGMA(GCC unroll 32)
+#endif
+#define UNROLL_RANKED_TAPS UNROLL_RANKED
 #define UNLIKELY(condition) __builtin_expect(condition, 0)
 #define SYMCONV_PASTE_(a, b) a##b
 #define SYMCONV_PASTE(a, b) SYMCONV_PASTE_(a, b)
@@ -156,6 +165,16 @@ template <int N> SYMCONV_INLINE real one_of(const real* block, int i) { return b
 // -- The threads that share a piece of work: this one alone ------------------------------------------------------------
 
 constexpr int64_t TEAM = 1, RANK = 0;
+
+/// How many values are put in order: where that is known to the compiler, it is what they are.
+constexpr int64_t few_or(int64_t count)
+{
+#if RANKED
+    return (void)count, RANKED;
+#else
+    return count;
+#endif
+}
 
 /// Wait for the team.
 SYMCONV_INLINE void meet() {}

@@ -32,6 +32,8 @@ using uint64_t = unsigned long long;
 #define PRAGMA(text) _Pragma(#text)
 #define UNROLL_TIMES(count) PRAGMA(unroll count)
 #define UNROLL_TAPS UNROLL_TIMES(TAPS_AT_A_TIME)
+#define UNROLL_RANKED
+#define UNROLL_RANKED_TAPS UNROLL_TAPS
 #define UNLIKELY(condition) __builtin_expect(condition, 0)
 #define SYMCONV_PASTE_(a, b) a##b
 #define SYMCONV_PASTE(a, b) SYMCONV_PASTE_(a, b)
@@ -66,6 +68,9 @@ SYMCONV_INLINE int lane() { return int(threadIdx.x) % WIDTH; }
 #define RANK int64_t(threadIdx.x)
 #define WARPS int64_t(blockDim.x / WIDTH)
 #define WARP int64_t(threadIdx.x / WIDTH)
+
+/// How many values are put in order.
+constexpr int64_t few_or(int64_t count) { return count; }
 
 /// Wait for the team: what anyone has written before, everyone reads after.
 SYMCONV_INLINE void meet() { __syncthreads(); }
