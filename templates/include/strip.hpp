@@ -79,14 +79,15 @@ template <class To, class From> inline void copy(To* to, int64_t step, const Fro
             to[i * step] = To(from[i * stride]);
 }
 
-/// Add a row to every `step`-th value of another one; what lies between may get zeros.
-inline void add_row(real* to, int64_t step, const real* from, int64_t count)
+/// Add a row to every `stride`-th pixel of another one, whose pixels are `step` apart.  Pixels between get zeros: no other
+/// thread adds to them at the same time, as one may to other channels that lie between.
+inline void add_row(real* to, int64_t stride, int64_t step, const real* from, int64_t count)
 {
-    if (step == 1)
+    if (stride * step == 1)
         row_vectors(count, [&](int64_t i, auto vector) {
             vector.store(to + i, vector.load(to + i) + vector.load(from + i));
         });
-    else if (step == 2)
+    else if (stride == 2 && step == 1)
         row_vectors(count, [&](int64_t i, auto vector) {
             const auto [lower, upper] = vector.doubled();
             const vec values = vector.load(from + i);
@@ -95,7 +96,7 @@ inline void add_row(real* to, int64_t step, const real* from, int64_t count)
         });
     else
         for (int64_t i = 0; i < count; ++i)
-            to[i * step] += from[i];
+            to[i * stride * step] += from[i];
 }
 
 /// Fill the planes of the channels from `first` on.
@@ -139,7 +140,7 @@ inline void add_planes(const real* planes, const Tensor& image, int64_t first, c
         image_rows(strip, windows, [&](int64_t at, int64_t, int64_t before, int64_t inside, int64_t z, int64_t y, int64_t x) {
             if (!inside)
                 return;
-            add_row(data + z * step[3] + y * step[4] + x * step[5], windows.geometry.stride[2] * step[5],
+            add_row(data + z * step[3] + y * step[4] + x * step[5], windows.geometry.stride[2], step[5],
                     channel + at + before, inside);
         });
     }
@@ -208,7 +209,7 @@ inline void add(const real* values, const Tensor& tensor, int64_t channel, int64
     const int64_t* step = tensor.step;
     real* data = static_cast<real*>(tensor.data) + strip.n * step[0] + channel * step[1] + tap * step[2];
     rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
-        add_row(data + strip.z * step[3] + y * step[4] + x * step[5], step[5], values + at, count);
+        add_row(data + strip.z * step[3] + y * step[4] + x * step[5], 1, step[5], values + at, count);
     });
 }
 
@@ -268,12 +269,12 @@ template <bool MASKED> SYMCONV_INLINE vec given(const integer* is_window, vec va
 }
 
 /// Whether one of some sums is infinite or no number.
-template <int V> SYMCONV_INLINE bool any_odd(const vec (&sums)[V])
+template <int V> SYMCONV_INLINE bool any_not_finite(const vec (&sums)[V])
 {
-    ivec odd = {};
+    ivec found = {};
     UNROLL for (int v = 0; v < V; ++v)
-        odd |= ~(abs(sums[v]) <= LARGEST);
-    return any(odd);
+        found |= ~(abs(sums[v]) <= LARGEST);
+    return any(found);
 }
 
 // -- Tiles ------------------------------------------------------------------------------------------------------------
