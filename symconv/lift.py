@@ -122,7 +122,7 @@ def gathered(terms: sp.Add) -> sp.Expr:
             own = [each for each in factors if each.is_number or home_of(each) == home]
             parts.append(own)
             rests.add(sp.Mul(*(each for each in factors if each not in own)))
-        if len(rests) == 1 and all(map(is_safe, parts)):
+        if len(rests) == 1 and all(map(is_safe, parts)) and not any(map(is_multiplied_out, parts)):
             return sp.Mul(*rests, sp.Add(*(sp.Mul(*own) for own in parts)))
     return terms
 
@@ -134,6 +134,13 @@ def is_safe(factors: Iterable[sp.Expr]) -> bool:
     """
     above = [each for each in factors if not each.is_number and not is_below(each)]
     return sum(not is_at_most_1(each) for each in above) <= 1
+
+
+def is_multiplied_out(factors: Iterable[sp.Expr]) -> bool:
+    """Whether SymPy multiplies out a product: 3*x - 3*w for 3*(x - w), which is less exact where x is near w."""
+    sums = [each for each in factors if each.is_Add]
+    number = sp.Mul(*(each for each in factors if each.is_number))
+    return len(sums) == 1 and number not in (1, -1) and all(each.is_number or each.is_Add for each in factors)
 
 
 def is_at_most_1(factor: sp.Expr) -> bool:
@@ -175,8 +182,8 @@ def factored(expr: sp.Expr, place: Operand) -> tuple[sp.Expr, sp.Expr]:
     numbers = [each for each in factors if each.is_number]
     others = [each for each in factors if not each.is_number and is_same(each)]
     others = sorted(others, key=lambda each: not isinstance(each, Lifted))[:1]  # several could overflow together
-    if others and others[0].is_Add and sp.Mul(*numbers) not in (1, -1):
-        others = []  # SymPy would write 3*(x - w) as 3*x - 3*w, which is less exact where x is near w
+    if is_multiplied_out([*numbers, *others]):
+        others = []
     same = [*numbers, *others]
     factor = sp.Mul(*same)
     if factor in (1, -1):

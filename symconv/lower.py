@@ -111,9 +111,13 @@ class Sweep:
 
     @property
     def gathers(self) -> bool:
-        """Whether a pixel can sum its gradients: each tap gives to the pixels under it, and to no others."""
-        images = [place for place in self.gradients if place.operand.role == "input"]
-        return bool(images) and "t" in self.where.axes and not any(isinstance(place, Access) for place in images)
+        """Whether a pixel can sum its gradients: taps read and give to the pixels under them, and no others."""
+        blocks = self.taps, *(block for block in self.factors if block is not None)
+        read = [each for block in blocks for each in block.arguments]
+        places = [*self.gradients, *(each.pixel if isinstance(each, Lifted) else each for each in read)]
+        inputs = [each for each in places if isinstance(each, Operand) and each.operand.role == "input"]
+        wanted = any(each.operand.role == "input" for each in self.gradients)
+        return wanted and "t" in self.where.axes and not any(isinstance(each, Access) for each in inputs)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import multiprocessing
 import os
 import platform
@@ -243,7 +244,13 @@ def test_one_log_line_for_each_library(caplog: pytest.LogCaptureFixture) -> None
 
 SANITIZED = """
 import ctypes, sys, torch, symconv as sc
-for formula in ("-sum(abs(x - w)) + b", "sum(max(x + w, dim=t), dim=c)", "median(x)", "sum(x[c, t+1]*w) + x[o, 0]"):
+for formula in (
+    "-sum(abs(x - w)) + b",
+    "sum(max(x + w, dim=t), dim=c)",
+    "median(x)",
+    "sum(x[c, t+1]*w) + x[o, 0]",
+    "sum(x*w*exp(x))",
+):
     for options in (
         {},
         dict(padding=2, dilation=2, stride=2),
@@ -366,7 +373,7 @@ def test_as_many_values_are_put_in_order_as_an_input_has_channels(channels: int)
     torch.testing.assert_close(y, z, rtol=1e-4, atol=1e-4)
 
 
-FEW_FILTERS = {
+SUMS_OF_PIXELS = {
     "sum": "sum(w*x) + b",
     "adder": "-sum(abs(x - w))",
     "factor": "sum(w*tanh(x)*dx)",
@@ -378,13 +385,18 @@ FEW_FILTERS = {
     "centre": "sum(w*exp(-(x - x[c, 0])**2))",
     "channels": "sum(max(x + w, dim=t), dim=c)",
     "guide": "g: input\nsum(w*g*tanh(x))",
+    "field": "q: field\nsum(q*w*x)",
+    "field per filter": "v: field[o]\nsum(w*x)*v",
+    "field per tap": "k: field[t]\nsum(w*x*k)",
+    "detached": "sum(w*x*floor(3*x[c, 0]))",
 }
+FIELDS = {"field": "q", "field per filter": "v", "field per tap": "k"}
 
 
-@pytest.mark.parametrize("name", FEW_FILTERS)
+@pytest.mark.parametrize("name", SUMS_OF_PIXELS)
 def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In strips much shorter than an image, for rows around the width of a vector and every stride."""
-    formula, margins = FEW_FILTERS[name], set()
+    """In strips shorter than an image, for rows around the width of a vector and every stride."""
+    formula, margins = SUMS_OF_PIXELS[name], set()
 
     def spied(facts: Facts, direction: str, *args: Any) -> CppPlan:
         plan = plan_of(facts, direction, *args)
@@ -394,11 +406,11 @@ def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch
 
     monkeypatch.setattr(cpp, "plan_of", spied)
     for cache, filters, groups, padding_mode, kernel_size, size, more in (
-        (64, 3, 1, "constant", 3, (9, 35), {"padding": 1}),
-        (16, 4, 2, "ignore", 3, (13, 34), {"padding": 1, "stride": 2}),
-        (8, 4, 4, "constant", 2, (12, 66), {"stride": 2}),
-        (32, 6, 2, "constant", (3, 2), (11, 40), {"padding": 2, "stride": (1, 3), "dilation": 2}),
-        (8, 4, 4, "ignore", 3, (5, 6, 17), {"padding": 1, "stride": (2, 1, 1)}),
+        (160, 3, 1, "constant", 3, (40, 35), {"padding": 1}),
+        (160, 4, 2, "ignore", 3, (60, 34), {"padding": 1, "stride": 2}),
+        (64, 4, 4, "constant", 2, (40, 66), {"stride": 2}),
+        (320, 6, 2, "constant", (3, 2), (60, 40), {"padding": 2, "stride": (1, 3), "dilation": 2}),
+        (128, 4, 4, "ignore", 3, (5, 20, 17), {"padding": 1, "stride": (2, 1, 1)}),
     ):
         monkeypatch.setattr(cpp_schedule, "cache_bytes", functools.partial(int, cache * 1024))
         torch.manual_seed(0)
@@ -411,12 +423,17 @@ def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch
         for layer in layers:
             image = x.clone().requires_grad_()
             guide = {"g": x[:, :1].clone().requires_grad_()} if name == "guide" else {}
+            if name in FIELDS:
+                axes = {"q": (), "v": (filters,), "k": (math.prod(layer.kernel_size),)}[FIELDS[name]]
+                outputs = kind("sum(w*x)", 4, filters, kernel_size, **options)(x).shape[2:]
+                field = torch.arange(2 * math.prod(axes) * math.prod(outputs)).view(2, *axes, *outputs) % 7 - 3.0
+                guide = {FIELDS[name]: field.double().requires_grad_()}
             y = layer(image, **guide)
             direction = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
             found.append([y, *torch.autograd.grad(y, [image, *guide.values(), *layer.parameters()], direction)])
         for mine, other in zip(*found):
             torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
-    assert margins == {name != "centre"}
+    assert (True in margins) == (name not in ("centre", "detached"))
 
 
 def test_an_infinite_slope_at_a_place_without_a_window_is_not_seen() -> None:
@@ -435,7 +452,7 @@ def test_an_infinite_slope_at_a_place_without_a_window_is_not_seen() -> None:
 
 @pytest.mark.parametrize("width", range(1, 70))
 def test_rows_of_any_width_with_every_other_pixel(width: int) -> None:
-    """Rows are read and gradients are added in vectors, the last of which overlaps the one before."""
+    """Rows are read and gradients are added in vectors, of which the last is what is left of a row."""
     x = torch.randn(3, 2, 3, width, requires_grad=True)
     for size in (1, 2) if width > 1 else (1,):
         y = sc.conv2d("sum(x)", x, kernel_size=size, out_channels=2, groups=2, stride=2, backend="cpp")

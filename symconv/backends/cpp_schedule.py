@@ -54,7 +54,8 @@ def cache_bytes() -> int:
         return 512 * 1024
 
 
-#: For fewer filters pixels sum their gradients: with one or two, adding to them tap by tap is most of the work.
+#: For fewer filters pixels sum their gradients, because adding to them tap by tap would be most of the work; unless a
+#: strip is short for what its windows see, which each of these filters then looks at once more.
 FEW_FILTERS = 4
 #: So many bytes of scratch memory a plan keeps between calls.
 KEPT_SCRATCH = 16 * 1024
@@ -139,9 +140,11 @@ def plan_of(
     by_filters = backward and _by_filters(facts, tiles, tensors, geometry.groups, filters, threads)
     used = threads if by_filters else min(threads, max(work, 1))
     margin = 0
-    if backward and facts.gathers and filters < FEW_FILTERS:
+    if backward and facts.gathers and filters < FEW_FILTERS and 2 * strip >= filters * line.halo:
         width = vector_bytes // real
         margin = -(-(line.halo + (tiles.image_taps * tiles.again + 1) * width) // width) * width
+        if per_filter * filters * 2 * margin > budget // 4:
+            margin = 0
     told = ctypes.pointer(line.told(strip, filter_step, by_filters, margin))
     return CppPlan(strip, filter_step, shape, geometry.groups, used, by_filters, told, function)
 

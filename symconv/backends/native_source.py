@@ -232,10 +232,10 @@ class Pass:
             return Member(name, "Scan", {"ct": "nullptr", "c": f"{taps}.channel", "t": f"{taps}.tap"}[axes])
         kind = f"{'Positions' if position else 'Values'}<{flags(True, bool(axes))}>"
         if not axes:
-            return Member(name, kind, f"{name}_values, strip_length, 0, nullptr")
+            return Member(name, kind, f"{name}_values, row_length, 0, nullptr")
         extent = self.extent(labels)
         at = f"axis_places({taps}, '{axes}', {extent}, arena)"
-        return Member(name, kind, f"{name}_values, {extent} * strip_length, strip_length, {at}")
+        return Member(name, kind, f"{name}_values, {extent} * row_length, row_length, {at}")
 
     def image(self, name: str, symbol: Operand, where: Domain, planes: str) -> Member:
         """An input, or its gradient, in planes."""
@@ -271,9 +271,9 @@ class Pass:
         """A value per output pixel, or its gradient."""
         kind = f"Values<{flags('o' in base.axes, 't' in base.axes)}>"
         extent = "windows.taps" if "t" in base.axes else "1"
-        step = f"{extent} * strip_length" if "o" in base.axes else "0"
+        step = f"{extent} * row_length" if "o" in base.axes else "0"
         at = f"axis_places(shared.{self.id(where)}, 't', windows.taps, arena)" if "t" in base.axes else "nullptr"
-        return Member(name, kind, f"{values}, {step}, strip_length, {at}")
+        return Member(name, kind, f"{values}, {step}, row_length, {at}")
 
     def elements(self, name: str, symbol: Operand, where: Domain) -> str:
         """Where the elements of a weight or parameter are: a member of what is shared."""

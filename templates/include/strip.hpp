@@ -149,7 +149,7 @@ inline void add_planes(const real* planes, const Tensor& image, int64_t first, c
 /// 0 at the places of a strip that are no windows, in each of some rows.
 template <class Value> inline void clear_gaps(Value* values, int64_t count, const Windows& windows, const Strip& strip)
 {
-    for (int64_t f = 0; f < count; ++f, values += windows.row()) {
+    for (int64_t f = 0; f < count; ++f, values += windows.row_length()) {
         int64_t end = 0;  // of the windows of a row
         const auto clear_until = [&](int64_t begin) {
             for (; end < begin; ++end)
@@ -186,7 +186,8 @@ inline void write(const Value* values, const Tensor& tensor, int64_t channel, co
     });
 }
 
-/// Put value(q), vectors of a strip from q on, into a tensor of one value per window; `values` is room for them.
+/// Put value(q), vectors of a strip from q on, into a tensor of one value per window; `values` is room for them.  The last
+/// vector of a row may reach behind the strip, where other values of this thread lie: what it finds there is not put anywhere.
 template <class T, class Value>
 inline void write_each(real* values, const Tensor& tensor, int64_t channel, const Windows& windows, const Strip& strip, Value value)
 {

@@ -167,7 +167,7 @@ template <int N> SYMCONV_INLINE real one_of(const real* block, int i) { return b
 constexpr int64_t TEAM = 1, RANK = 0;
 
 /// How many values are put in order: where that is known to the compiler, it is what they are.
-constexpr int64_t few_or(int64_t count)
+constexpr int64_t ranked_or(int64_t count)
 {
 #if RANKED
     return (void)count, RANKED;

@@ -70,7 +70,7 @@ SYMCONV_INLINE int lane() { return int(threadIdx.x) % WIDTH; }
 #define WARP int64_t(threadIdx.x / WIDTH)
 
 /// How many values are put in order.
-constexpr int64_t few_or(int64_t count) { return count; }
+constexpr int64_t ranked_or(int64_t count) { return count; }
 
 /// Wait for the team: what anyone has written before, everyone reads after.
 SYMCONV_INLINE void meet() { __syncthreads(); }

@@ -137,22 +137,32 @@ struct Windows {
         return (at[axis] - (kernel[axis] - 1) / 2) * geometry.dilation[axis];
     }
 
-    /// How many values the windows of a strip have, with what lies around them.
-    int64_t row() const { return geometry.strip + 2 * geometry.margin; }
+    /// From the values of the windows of a strip to those for the next filter, channel or tap: a strip and its margins.
+    int64_t row_length() const { return geometry.strip + 2 * geometry.margin; }
 
     // How many floats the planes of an image take: those of its channels, and one full of zeros for taps that are not.
     int64_t planes(int64_t channels) const { return channels * channel + nowhere(); }
     int64_t nowhere() const { return (geometry.strip + WIDTH) / WIDTH * WIDTH; }
 };
 
-/// Room for rows of values, one for each window of a strip, with zeros around each where pixels look for windows.
+/// Zeros in rows of values, and around them.
+template <class T> inline void clear_values(T* values, int64_t rows, const Windows& windows)
+{
+    T* begin = values - windows.geometry.margin;
+    each(rows * windows.row_length(), [&](int64_t i) { begin[i] = 0; });
+}
+
+/// Room for rows of values, one for each window of a strip.  Each row lies between two margins full of zeros, where pixels
+/// look for windows beyond the strip; what is returned is where the first window of the first row is.
 template <class T> inline T* take_values(const Windows& windows, int64_t rows, Arena& arena)
 {
-    T* values = arena.take<T>(rows * windows.row());
+    T* values = arena.take<T>(rows * windows.row_length());
     if (!values || windows.geometry.margin == 0)
         return values;
-    each(arena.fills ? rows * windows.row() : 0, [&](int64_t i) { values[i] = 0; });
-    return values + windows.geometry.margin;
+    values += windows.geometry.margin;
+    if (arena.fills)
+        clear_values(values, rows, windows);
+    return values;
 }
 
 /// One strip: an image, a line and a piece of it.
