@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..geometry import Geometry
-from .native_schedule import Facts, Plan, Tiles, channels_of, line_of, power_below
+from .native_schedule import Facts, Line, Plan, Tiles, channels_of, line_of, power_below
 
 
 def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
@@ -139,14 +139,17 @@ def plan_of(
     shape = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
     by_filters = backward and _by_filters(facts, tiles, tensors, geometry.groups, filters, threads)
     used = threads if by_filters else min(threads, max(work, 1))
-    margin = 0
-    if backward and facts.gathers and filters < FEW_FILTERS and 2 * strip >= filters * line.halo:
-        width = vector_bytes // real
-        margin = -(-(line.halo + (tiles.image_taps * tiles.again + 1) * width) // width) * width
-        if per_filter * filters * 2 * margin > budget // 4:
-            margin = 0
+    gathers = backward and facts.gathers and filters < FEW_FILTERS and 2 * strip >= filters * line.halo
+    margin = _margin(tiles, line, vector_bytes // real) if gathers else 0
+    if per_filter * filters * 2 * margin > budget // 4:
+        margin = 0
     told = ctypes.pointer(line.told(strip, filter_step, by_filters, margin))
     return CppPlan(strip, filter_step, shape, geometry.groups, used, by_filters, told, function)
+
+
+def _margin(tiles: Tiles, line: Line, width: int) -> int:
+    """The places around a strip where pixels look for windows: as far as windows reach, and a tile of pixels."""
+    return -(-(line.halo + (tiles.image_taps * tiles.again + 1) * width) // width) * width
 
 
 def _by_filters(
