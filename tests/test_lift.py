@@ -41,6 +41,8 @@ def lifted(text: str) -> tuple[set[str], set[str]]:
         # A quotient is rounded once, a product with a reciprocal twice.
         ("sum(w/(1 + x**2))", set(), {"x/(x**2 + 1)**2"}),
         ("sum(w/(1 + exp(x)))", {"exp(x) + 1"}, {"exp(x) + 1", "exp(x)/(exp(x) + 1)**2"}),
+        # Forward 3*(x - 1) is not multiplied out, which would be less exact where x is near 1.
+        ("sum(3*w*(x - 1) + w*tanh(x))", {"tanh(x)"}, {"4 - tanh(x)**2", "3*x + tanh(x) - 3"}),
         # Cheap, or of both: computed at each tap.
         ("sum(w*x**2)", set(), set()),
         ("sum(sin(w*x))", set(), set()),
