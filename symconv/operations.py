@@ -13,6 +13,8 @@ from .functions import BY_CLASS
 HEAVY = frozenset(
     "exp log sin cos tan tanh sigmoid pow expm1 log1p softplus asin acos atan atan2 sinh cosh erf sinc".split()
 )
+#: Those whose arguments lose their multiples of pi first.
+PERIODIC = frozenset({"sin", "cos", "tan"})
 COSTLY = HEAVY | {"div", "sqrt"}
 
 

@@ -25,6 +25,8 @@ def cpp_source(kernel: Kernel, schedule: Schedule) -> str:
 class LiftingPass(Pass):
     """A pass with values that are computed once per pixel or weight."""
 
+    ranged = True
+
     def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
         self.pixels: dict[str, dict[str, Any]] = {}
         super().__init__(kernel, schedule)

@@ -18,7 +18,7 @@ from ..kernel import Kernel
 from ..language.axes import WINDOW, Domain, Labels, domain
 from ..language.symbols import Access, Operand
 from ..lower import YIELDS, Schedule, Sweep
-from ..operations import NOTHING, Block
+from ..operations import NOTHING, PERIODIC, Block
 from ..printers.cpp import CppPrinter, identifier
 from ..render import render
 from .description import ACCUMULATORS, describe, identifiers, legend
@@ -73,6 +73,8 @@ class Pass:
     doc: str
     #: The filters of a block in which weights are packed.
     block: str
+    #: Whether loops compute periodic functions for a limited range of arguments first.
+    ranged = False
 
     def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
         self.schedule, self.printer = schedule, CppPrinter(identifiers(kernel, schedule))
@@ -291,15 +293,19 @@ class Pass:
 
     # -- Functions and sweeps ----------------------------------------------------------------------------------------
 
-    def function(self, name: str, doc: str, block: Block, at: Domain | Sequence[str]) -> dict[str, Any]:
+    def function(
+        self, name: str, doc: str, block: Block, at: Domain | Sequence[str], ranged: bool = False
+    ) -> dict[str, Any]:
         """Register a function of the generated file; returns how it is called and what it gives.
 
         Args:
             name, doc, block: of the function.
             at: the domain at whose places its arguments are read, or the arguments.
+            ranged: whether it is told of the range of arguments.
         """
-        arguments = [self.read(symbol, at) for symbol in block.arguments] if isinstance(at, Domain) else at
-        results = [self.printer.result(expr) for expr in block.results]
+        arguments = [self.read(symbol, at) for symbol in block.arguments] if isinstance(at, Domain) else [*at]
+        printer = CppPrinter(self.printer.names, ranged)
+        results = [printer.result(expr) for expr in block.results]
         single = len(results) == 1
         if results and all(function["name"] != name for function in self.functions):
             self.functions.append(
@@ -310,20 +316,23 @@ class Pass:
                     "arguments": [
                         f"{'ivec' if getattr(symbol, 'position', False) else 'vec'} {self.identifier(symbol)}"
                         for symbol in block.arguments
-                    ],
+                    ]
+                    + ["Range& range"] * ranged,
                     "temporaries": [
-                        (identifier(str(symbol)), self.printer.doprint(expr)) for symbol, expr in block.temporaries
+                        (identifier(str(symbol)), printer.doprint(expr)) for symbol, expr in block.temporaries
                     ],
+                    "ranged": ranged,
                     "results": results[0] if single else "{{" + ", ".join(results) + "}}",
                 }
             )
         values = ["value"] if single else [f"value[{k}]" for k in range(len(results))]
-        return {"call": f"{name}({', '.join(arguments)})", "values": values}
+        return {"call": f"{name}({', '.join(arguments + ['range'] * ranged)})", "values": values}
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         self.members.setdefault(sweep.where, {})  # also where its taps read nothing
         before = self.function(f"{name}_before", "What is the same at all taps of a window.", sweep.before, WINDOW)
-        taps = self.function(f"{name}_tap", self.doc_of(sweep), sweep.taps, sweep.where)
+        ranged = self.ranged and not PERIODIC.isdisjoint(sweep.taps.operations)
+        taps = self.function(f"{name}_tap", self.doc_of(sweep), sweep.taps, sweep.where, ranged)
         ranks = self.function(f"{name}_ranks", "The ranks whose values are wanted.", sweep.ranks, WINDOW)
         legends = (legend(a, a.symbols[-1] if a.kind == "exponentials" else None) for a in sweep.accumulators)
         return {
@@ -334,6 +343,7 @@ class Pass:
             "before": before,
             "names": [self.identifier(symbol) for symbol in sweep.names],
             "taps": taps,
+            "ranged": ranged,
             "ranks": ranks,
             "nests": self.nests(sweep, name, taps["values"], ranks["values"]),
             "images": [],

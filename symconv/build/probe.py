@@ -28,6 +28,8 @@ OPENMP = "-DSYMCONV_OPENMP"
 OPTIONAL = (
     *(OPENMP, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-fno-plt"),
     *("-fno-gnu-unique", "-Wl,-Bsymbolic"),
+    # GCC for x86 else leaves each function's long chain of instructions in one piece, and units wait for it.
+    *("-fschedule-insns", "-fsched-pressure"),
 )
 #: A function of Sleef for vectors of so many bytes.
 SLEEF = {64: "Sleef_expd8_u10avx512f", 32: "Sleef_expd4_u10avx2"}

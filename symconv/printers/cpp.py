@@ -11,6 +11,7 @@ from sympy.printing.precedence import PRECEDENCE
 from ..functions import BY_CLASS, typed
 from ..language.symbols import Access
 from ..lift import Lifted
+from ..operations import PERIODIC
 from .common import SourcePrinter
 
 #: Words of C++ and of the headers that a formula may use as a name.
@@ -25,6 +26,7 @@ TAKEN = frozenset(
     real integer vec ivec storage splat splat_int load store load_int store_int any total converted square rsqrt ipow
     infinity not_a_number less always each fused bits_of float_of spread meet lane vectors tiles gathered
     element natural threadIdx blockIdx blockDim gridDim is_window rounded copy fill read write add clear pack at inside
+    range
     unix linux
     """.split()
 )
@@ -40,14 +42,16 @@ class CppPrinter(SourcePrinter):
 
     Args:
         names: the C++ names of symbols whose own name is none.
+        ranged: whether periodic functions are told of the `range` of their arguments.
     """
 
     #: What is lifted is mostly a function, and those come last: products overflow or not as they would without lifting.
     last = (Access, Lifted)
 
-    def __init__(self, names: Mapping[sp.Symbol, str] | None = None) -> None:
+    def __init__(self, names: Mapping[sp.Symbol, str] | None = None, ranged: bool = False) -> None:
         super().__init__()
         self.names = names or {}
+        self.ranged = ranged
 
     def result(self, expr: sp.Expr) -> str:
         """An expression that is a vector, also where it is a number."""
@@ -67,7 +71,9 @@ class CppPrinter(SourcePrinter):
             return self.emptyPrinter(expr)
         if isinstance(expr, typed):
             return f"splat({self._print(expr.args[0])})"
-        return f"{BY_CLASS[type(expr)].name}({', '.join(map(self.result, expr.args))})"
+        name = BY_CLASS[type(expr)].name
+        range_ = ["range"] if self.ranged and name in PERIODIC else []
+        return f"{name}({', '.join([*map(self.result, expr.args), *range_])})"
 
     def _print_Pow(self, expr: sp.Pow, rational: bool = False) -> str:
         base = self.result(expr.base)

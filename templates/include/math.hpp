@@ -452,7 +452,29 @@ SYMCONV_INLINE Reduced chosen(ivec mask, const Reduced& a, const Reduced& b)
     return {where(mask, a.r, b.r), where(mask, a.rest, b.rest), where(mask, a.odd, b.odd)};
 }
 
-SYMCONV_INLINE bool is_far(vec z) { return UNLIKELY(any_greater(abs(z), NEAR)); }
+/// Multiples are counted from 2**15 on: of up to 2**15 in either direction, only the lowest 16 bits of `COUNT + n` differ.
+constexpr float COUNT = WHOLE + 0x1p15f;
+
+/// Arguments of any size, looked at one by one.
+struct Unlimited {
+    /// Put right what was reduced from z by `counted - COUNT` multiples of a unit.
+    template <int UNIT> void settle(Reduced& reduced, vec z, vec, uint64_t ahead)
+    {
+        if (UNLIKELY(any_greater(abs(z), NEAR)))
+            reduced = chosen(abs(z) > NEAR, reduced_far<UNIT>(z, ahead), reduced);
+    }
+    static constexpr bool exceeded() { return false; }
+};
+
+#ifndef SYMCONV_CUDA
+/// Arguments that are hoped to be small: a loop asks once, after all of them, whether they were.
+struct Limited {
+    ivec seen{};
+
+    template <int> void settle(Reduced&, vec, vec counted, uint64_t) { seen |= bits(counted) ^ bits(splat(COUNT)); }
+    bool exceeded() const { return any((seen & ~0xffff) != 0); }
+};
+#endif
 
 /// sin(r) or -sin(r), for |r| <= pi/2.
 SYMCONV_INLINE vec sin_of(const Reduced& z)
@@ -460,34 +482,31 @@ SYMCONV_INLINE vec sin_of(const Reduced& z)
     return from_bits(bits(sin_near_zero(z.r)) ^ (z.odd & SIGN_BIT));
 }
 
-SYMCONV_INLINE vec sin(vec z)
+template <class Range> SYMCONV_INLINE vec sin(vec z, Range& range)
 {
-    const vec rounded = z * INVERSE_PI + WHOLE;
-    Reduced reduced{less_half_pis(z, rounded - WHOLE, 2), vec{}, bits(rounded) << 31};
-    if (is_far(z))
-        reduced = chosen(abs(z) > NEAR, reduced_far<2>(z, 0), reduced);
+    const vec counted = z * INVERSE_PI + COUNT;
+    Reduced reduced{less_half_pis(z, counted - COUNT, 2), vec{}, bits(counted) << 31};
+    range.template settle<2>(reduced, z, counted, 0);
     return sin_of(reduced);
 }
 
-SYMCONV_INLINE vec cos(vec z)
+template <class Range> SYMCONV_INLINE vec cos(vec z, Range& range)
 {
     // From the nearest zero of the cosine, (n + 1/2)*pi.
-    const vec rounded = (z * INVERSE_PI - 0.5f) + WHOLE;
-    Reduced reduced{less_half_pis(z, 2 * (rounded - WHOLE) + 1, 1), vec{}, ~bits(rounded) << 31};
-    if (is_far(z))
-        reduced = chosen(abs(z) > NEAR, reduced_far<2>(z, uint64_t(1) << 62), reduced);
+    const vec counted = (z * INVERSE_PI - 0.5f) + COUNT;
+    Reduced reduced{less_half_pis(z, 2 * (counted - COUNT) + 1, 1), vec{}, ~bits(counted) << 31};
+    range.template settle<2>(reduced, z, counted, uint64_t(1) << 62);
     return sin_of(reduced);
 }
 
-SYMCONV_INLINE vec tan(vec z)
+template <class Range> SYMCONV_INLINE vec tan(vec z, Range& range)
 {
-    const vec rounded = z * (2 * INVERSE_PI) + WHOLE, n = rounded - WHOLE;
+    const vec counted = z * (2 * INVERSE_PI) + COUNT, n = counted - COUNT;
     // Where the tangent is steep, what rounding takes from r counts; where r is small, r - first would round.
     const vec first = fma(n, -HALF_PI, z), second = fma(n, -HALF_PI_2, first);
     const vec lost_there = where(abs(second) > 0.25f, fma(n, -HALF_PI_2, first - second), 0);
-    Reduced reduced{second, lost_there - n * HALF_PI_3, bits(rounded) << 31};
-    if (is_far(z))
-        reduced = chosen(abs(z) > NEAR, reduced_far<1>(z, 0), reduced);
+    Reduced reduced{second, lost_there - n * HALF_PI_3, bits(counted) << 31};
+    range.template settle<1>(reduced, z, counted, 0);
     const vec r = reduced.r, s = r * r;
     const vec tail = reduced.rest + r * s * polynomial(s, {0x1.5554d4p-2f, 0x1.112ffcp-3f, 0x1.b53f46p-5f, 0x1.926d1p-6f,
                                                         0x1.7cc744p-9f, 0x1.37c2eep-7f});
@@ -498,6 +517,39 @@ SYMCONV_INLINE vec tan(vec z)
 }
 
 #endif
+#endif
+
+#if !SYMCONV_FLOAT
+
+/// The functions of a library have no limits.
+struct Unlimited {
+    static constexpr bool exceeded() { return false; }
+};
+using Limited = Unlimited;
+template <class Range> SYMCONV_INLINE vec sin(vec z, Range&) { return sin(z); }
+template <class Range> SYMCONV_INLINE vec cos(vec z, Range&) { return cos(z); }
+template <class Range> SYMCONV_INLINE vec tan(vec z, Range&) { return tan(z); }
+
+#elif !defined(SYMCONV_FAST_MATH)
+
+SYMCONV_INLINE vec sin(vec z)
+{
+    Unlimited range;
+    return sin(z, range);
+}
+
+SYMCONV_INLINE vec cos(vec z)
+{
+    Unlimited range;
+    return cos(z, range);
+}
+
+SYMCONV_INLINE vec tan(vec z)
+{
+    Unlimited range;
+    return tan(z, range);
+}
+
 #endif
 
 // -- Functions of other functions -------------------------------------------------------------------------------------
