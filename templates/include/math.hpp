@@ -217,10 +217,20 @@ SYMCONV_INLINE vec fma(vec a, vec b, vec c)
 }
 SYMCONV_INLINE vec fma(vec a, float b, vec c) { return fma(a, splat(b), c); }
 
+/// 1/z, of which at least 14 bits are right: with a Newton step that is less work than a division.
+SYMCONV_INLINE vec rough_inverse(vec z)
+{
+#if defined(SYMCONV_X86) && SYMCONV_VECTOR_BYTES == 64
+    return SYMCONV_X86(rcp14, z);
+#else
+    return 1 / z;
+#endif
+}
+
 /// a/(b + c) for 0 <= c, with the rounding errors of the sum and of the quotient put right.
 SYMCONV_INLINE vec quotient(vec a, float b, vec c)
 {
-    const vec sum = b + c, lost = (b - sum) + c, inverse = 1 / sum, value = a * inverse;
+    const vec sum = b + c, lost = (b - sum) + c, inverse = rough_inverse(sum), value = a * inverse;
     return value + inverse * (fma(value, -sum, a) - value * lost);
 }
 
@@ -504,16 +514,17 @@ template <class Range> SYMCONV_INLINE vec tan(vec z, Range& range)
     const vec counted = z * (2 * INVERSE_PI) + COUNT, n = counted - COUNT;
     // Where the tangent is steep, what rounding takes from r counts; where r is small, r - first would round.
     const vec first = fma(n, -HALF_PI, z), second = fma(n, -HALF_PI_2, first);
-    const vec lost_there = where(abs(second) > 0.25f, fma(n, -HALF_PI_2, first - second), 0);
+    const vec lost_there = where(second * second > 0.0625f, fma(n, -HALF_PI_2, first - second), 0);
     Reduced reduced{second, lost_there - n * HALF_PI_3, bits(counted) << 31};
     range.template settle<1>(reduced, z, counted, 0);
     const vec r = reduced.r, s = r * r;
     const vec tail = reduced.rest + r * s * polynomial(s, {0x1.5554d4p-2f, 0x1.112ffcp-3f, 0x1.b53f46p-5f, 0x1.926d1p-6f,
                                                         0x1.7cc744p-9f, 0x1.37c2eep-7f});
-    const vec value = with_sign(r + tail, r), lost = (r - value) + tail;
-    // For odd n it is -1/(value + lost): a Newton step puts both roundings right.
-    const vec inverse = -1 / value, better = inverse + inverse * (fma(inverse, value, splat(1)) + inverse * lost);
-    return where(reduced.odd < 0, better, value);
+    const vec value = with_sign(r + tail, r);
+    // For odd n it is -1/(r + tail): a Newton step puts the rounding of the sum right, too.
+    const vec inverse = -rough_inverse(value);
+    const vec better = inverse + inverse * (inverse * tail + fma(inverse, r, splat(1)));
+    return where((reduced.odd & SIGN_BIT) != 0, better, value);
 }
 
 #endif
