@@ -33,6 +33,7 @@ GRAD = Value("grad")
 YIELDS: dict[str, tuple[tuple[str, bool], ...]] = {
     "sum": (("sum", False),),
     "product": (("product", False),),
+    "factors": (("product", False), ("nonzero", False), ("zeros", False)),
     "mean": (("mean", False),),
     "exponentials": (("peak", False), ("exponentials", False)),
     "moment": (("moment", False),),
@@ -41,6 +42,9 @@ YIELDS: dict[str, tuple[tuple[str, bool], ...]] = {
     "max": (("max", False),),
     "rank": (("rank", False),),
 }
+
+#: The kinds that yield only the first symbol of others.
+PLAIN = {"factors": "product", "first_max": "max", "first_rank": "rank"}
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ class Accumulator:
         return frozenset().union(*(value.free_symbols for value in (*self.values, *filter(None, [self.rank]))))
 
     def yielding(self, wanted: frozenset[sp.Symbol]) -> Accumulator:
-        """The same without the position, if nobody wants it."""
-        if not self.kind.startswith("first_") or self.symbols[1] in wanted:
+        """The same with its first symbol alone, if nobody wants the others: a maximum without its position."""
+        if self.kind not in PLAIN or not wanted.isdisjoint(self.symbols[1:]):
             return self
-        return replace(self, kind=self.kind.removeprefix("first_"), symbols=self.symbols[:1])
+        return replace(self, kind=PLAIN[self.kind], symbols=self.symbols[:1])
 
 
 @dataclass(frozen=True)
@@ -367,8 +371,8 @@ class _Along:
     def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
         return self._yield("sum", [value], like)[0]
 
-    def product(self, value: sp.Expr) -> sp.Expr:
-        return self._yield("product", [value])[0]
+    def factors(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
+        return self._yield("factors", [value])
 
     def first_max(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
         return self._yield("first_max", [value])

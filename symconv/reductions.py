@@ -34,8 +34,8 @@ class Accumulators(Protocol):
     def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
         """The sum of a tap value, over as many taps and channels as it and `like` have."""
 
-    def product(self, value: sp.Expr) -> sp.Expr:
-        """The product of a tap value."""
+    def factors(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
+        """The product of a tap value, that of the values that are not 0, and how many are."""
 
     def first_max(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """The maximum, and the scan position of the first tap that attains it."""
@@ -181,30 +181,20 @@ def _refuse(node: Any, upstream: sp.Expr) -> tuple[sp.Expr, ...]:
 # -- Values from accumulators --------------------------------------------------------------------------------------
 
 
-def _prod_and_zeros(acc: Accumulators, e: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """The product of the factors that are not 0, and how many are."""
-    return acc.product(_nonzero(e)), acc.sum(is_zero(e))
-
-
 def _nonzero(e: sp.Expr) -> sp.Expr:
     """e, with 1 in place of 0."""
     return e + is_zero(e)
 
 
-def _lower_prod(acc: Accumulators, e: sp.Expr) -> sp.Expr:
-    product, zeros = _prod_and_zeros(acc, e)
-    return product * is_zero(zeros)  # a product, so that NaN and inf among the other factors survive
-
-
 def _lower_others(acc: Accumulators, e: sp.Expr) -> sp.Expr:
-    product, zeros = _prod_and_zeros(acc, e)
+    _, product, zeros = acc.factors(e)
     # Without a zero every tap gets product/e; with one, its tap gets the product, the others 0; with more, all 0.
     return case(sp.Eq(zeros, 0), product) / _nonzero(e) + case(sp.Eq(zeros, 1), product) * is_zero(e)
 
 
 def _lower_others_slope(acc: Accumulators, e: sp.Expr, v: sp.Expr) -> sp.Expr:
     # sum_{i != j} v_i prod_{k != i, j} e_k, by the number of factors that are exactly 0.
-    product, zeros = _prod_and_zeros(acc, e)
+    _, product, zeros = acc.factors(e)
     slope = acc.sum(v / _nonzero(e) * (1 - is_zero(e)))
     at_zeros = acc.sum(v * is_zero(e))
     here = sp.Eq(is_zero(e), 1)
@@ -331,7 +321,7 @@ _RECORDS = (
         "prod",
         Prod,
         lambda node, up: (up * node.twin(Others, *node.args),),
-        _lower_prod,
+        lambda acc, e: acc.factors(e)[0],
         _filled(1.0, torch.prod),
         zeros_matter=True,
     ),

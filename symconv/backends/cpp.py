@@ -95,7 +95,7 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def _facts(self, direction: str) -> Facts:
         """What tiles and strips of a pass follow from."""
-        return self.facts.without_positions() if direction == "inference" else self.facts
+        return self.facts.keeping_nothing() if direction == "inference" else self.facts
 
     def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         """The compiled function for a pass, a dtype, a kind of padding and a count of values to be put in order."""

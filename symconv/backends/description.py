@@ -35,6 +35,7 @@ MEANINGS = {
 ACCUMULATORS = {
     "sum": "Sum",
     "product": "Product",
+    "factors": "Factors",
     "mean": "Mean",
     "exponentials": "Exponentials",
     "moment": "Moment",
@@ -93,17 +94,27 @@ def _meaning(operand: Operand) -> str:
     return bank + MEANINGS[operand.role] + (f", one per {per}" if operand.role in ("param", "field") and per else "")
 
 
+#: What accumulators yield, by the names of their symbols.
+YIELDED = {
+    "product": "product of {values}",
+    "nonzero": "product of {values} where it is not 0",
+    "zeros": "how many of {values} are 0",
+    "peak": "the maximum of {values}, made finite",
+    "exponentials": "sum of exp, less the maximum, of {values}",
+    "moment": "co-moment of {values}",
+    "rank": "value at a rank of {values}",
+    "argmax": "the first tap that attains {first}",
+    "argrank": "the first tap that attains {first}",
+}
+
+
 def legend(each: Accumulator, symbol: Value | None = None) -> str:
-    if symbol is not None and symbol.position:
-        return f"the first tap that attains {each.symbols[0]}"
-    if each.kind == "exponentials" and symbol is None:
-        return f"the maximum of {_text(each.values[0])}, made finite"
+    """What one of the symbols of an accumulator stands for; without one, the first."""
+    name, _, _ = (symbol or each.symbols[0]).name.rpartition("_")
     values = each.values[:-1] if each.kind == "moment" and each.values[-1] == 1 else each.values
     over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(each.dims)), "")
-    kind = {"moment": "co-moment", "rank": "value at a rank", "exponentials": "sum of exp, less the maximum,"}.get(
-        each.kind.removeprefix("first_"), each.kind
-    )
-    return f"{kind.removeprefix('first_')} of {', '.join(map(_text, dict.fromkeys(values)))}{over}"
+    listed = ", ".join(map(_text, dict.fromkeys(values)))
+    return YIELDED.get(name, name + " of {values}").format(values=listed + over, first=each.symbols[0])
 
 
 def _text(expr: sp.Expr) -> str:

@@ -16,13 +16,13 @@ import torch
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..language.axes import domain
-from ..lower import Accumulator, Schedule, Sweep
+from ..lower import PLAIN, Accumulator, Schedule, Sweep
 from ..operations import HEAVY
 
 #: Marks values that are put in order along channels that are not those of x.
 OTHER_CHANNELS = "+"
 #: Vectors that an accumulator of each kind holds.
-STATE = {"sum": 1, "product": 1, "max": 1, "first_max": 2, "exponentials": 2, "mean": 3, "moment": 4}
+STATE = {"sum": 1, "product": 1, "factors": 2, "max": 1, "first_max": 2, "exponentials": 2, "mean": 3, "moment": 4}
 
 
 class Facts(NamedTuple):
@@ -46,8 +46,8 @@ class Facts(NamedTuple):
     forgetful: list[int]
     gathers: bool
 
-    def without_positions(self) -> Facts:
-        """For a forward pass that keeps nothing: no maximum or median needs to know where it was."""
+    def keeping_nothing(self) -> Facts:
+        """For a forward pass alone: no maximum needs to know where it was, nor a product how many zeros it has."""
         return self._replace(state=self.forgetful)
 
 
@@ -99,11 +99,11 @@ def _state(sweeps: Iterable[Iterable[Accumulator]]) -> int:
 
 
 def _forgetful(schedule: Schedule) -> list[int]:
-    """The state of the passes where no maximum or median has a position; nothing where the output depends on one."""
+    """The state of the passes where accumulators yield what is plain; nothing where the output depends on the rest."""
     accumulators = [each for sweep in schedule.forward for each in sweep.accumulators]
     read: frozenset[Any] = frozenset().union(schedule.output.arguments, *(each.needs for each in accumulators))
-    plain = {each: each.yielding(read) for each in accumulators if each.kind.startswith("first_")}
-    if not plain or any(each.kind.startswith("first_") for each in plain.values()):
+    plain = {each: each.yielding(read) for each in accumulators if each.kind in PLAIN}
+    if not plain or any(each.kind in PLAIN for each in plain.values()):
         return []
     forward = ([plain.get(each, each) for each in sweep.accumulators] for sweep in schedule.forward)
     return [_state(forward), _state(sweep.accumulators for sweep in schedule.backward)]

@@ -33,6 +33,28 @@ struct Product {
     vec product() const { return value; }
 };
 
+#ifdef SYMCONV_FORGETS
+/// The product, where nobody will ask for its factors.
+struct Factors : Product {
+    static vec nonzero() { return splat(0); }
+    static vec zeros() { return splat(0); }
+};
+#else
+/// The product of what is not 0, and how many zeros there are.
+struct Factors {
+    vec value = splat(1), count = splat(0);
+    template <class Mask> void add(Mask mask, ivec, vec v)
+    {
+        const ivec zero = v == splat(0);
+        value = where(mask, where(zero, value, value * v), value);
+        count = where(mask, where(zero, count + splat(1), count), count);
+    }
+    vec product() const { return value * is_zero(count); }  // inf and NaN among the other factors survive
+    vec nonzero() const { return value; }
+    vec zeros() const { return count; }
+};
+#endif
+
 /// The maximum; NaN wins.
 struct Max {
     vec value = splat(-infinity);

@@ -336,6 +336,22 @@ class Product(Sum):
         tap.window(self.value).mul_(self.reduced(self.seen(value, tap), "prod"))
 
 
+class Factors(Product):
+    """The product of a tap value, that of the values that are not 0, and how many are."""
+
+    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
+        super().__init__(windows, over, left, channels)
+        self.zeros = self.full(0.0)
+
+    def add(self, tap: Block, value: Tensor) -> None:
+        zero = self.seen(value, tap) == 0
+        super().add(tap, value.masked_fill(zero, 1))
+        tap.window(self.zeros).add_(self.reduced(zero, "sum"))
+
+    def result(self) -> tuple[Tensor, ...]:
+        return self.value * (self.zeros == 0), self.value, self.zeros  # inf and NaN among the other factors survive
+
+
 class Max(Sum):
     """The maximum of a tap value; NaN wins."""
 
