@@ -350,17 +350,48 @@ def test_gradients_that_nobody_wants_are_not_written(formula: str) -> None:
 
 @pytest.mark.parametrize("mode", ["constant", "ignore"])
 @pytest.mark.parametrize(
-    "formula", ["max(x + w)", "min(x*w) + sum(x)", "max(x + w) - max(x - w)", "median(x + w)", "quantile(x*w, 0.4)"]
+    "formula",
+    [
+        *("max(x + w)", "min(x*w) + sum(x)", "max(x + w) - max(x - w)", "median(x + w)", "quantile(x*w, 0.4)"),
+        *("prod(x + w)", "prod(x*w) + max(x)", "prod(max(x + w, dim=t), dim=c)"),
+    ],
 )
-def test_a_maximum_without_a_position_is_the_same(formula: str, mode: str) -> None:
-    """Without gradients kernels of maxima and medians are compiled without positions, and with other tiles."""
+def test_what_keeps_nothing_gives_the_same(formula: str, mode: str) -> None:
+    """Without gradients kernels are compiled without the positions of maxima and the zeros of products."""
     x, w = torch.randn(2, 3, 7, 40), torch.randn(9, 3, 3, 3)
+    x[0, 1, 4:, :9] = 0
+    w[2, 1, 1] = 0
     x[0, 0, 0, 0], x[1, 1, 3, 3], x[1, 2, 5, 30] = float("nan"), float("inf"), -float("inf")
     options = {"padding": 1, "padding_mode": mode, "backend": "cpp"}
     y = sc.conv2d(formula, x, w, **options)
     with_positions = sc.conv2d(formula, x, w.requires_grad_(), **options)
     torch.testing.assert_close(y, with_positions.detach(), rtol=0, atol=0, equal_nan=True)
     assert {key[0] for key in backends()["cpp"].compile(sc.Kernel(formula))._plans} >= {"forward", "inference"}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(
+    "formula", ["sum(sin(x*w))", "prod(tan(x + w))", "max(cos(x - w))", "logsumexp(sin(x) + w)", "median(tan(w*x))"]
+)
+def test_one_large_argument_changes_nothing_else(formula: str, groups: int) -> None:
+    """Tiles of vectors with one are computed again, in another way."""
+    x, w = torch.randn(1, 4, 9, 70), torch.randn(8, 4 // groups, 3, 3)
+    large = x.clone()
+    large[0, 2, 4, 33] = 3e7
+    seen = torch.zeros_like(x)
+    seen[:, :, 4, 33] = 1
+    found = []
+    for given in (x, large):
+        inputs, weights = given.clone().requires_grad_(), w.clone().requires_grad_()
+        y = sc.conv2d(formula, inputs, weights, padding=1, groups=groups, backend="cpp")
+        found.append((y.detach(), *torch.autograd.grad(y.sum(), (inputs, weights))))
+        expected = sc.conv2d(formula, inputs, weights, padding=1, groups=groups, backend="torch")
+        for value, other in zip(found[-1], (expected, *torch.autograd.grad(expected.sum(), (inputs, weights)))):
+            torch.testing.assert_close(value, other.detach(), rtol=1e-3, atol=1e-3)
+    near = torch.nn.functional.max_pool2d(seen, 3, 1, 1) > 0, torch.nn.functional.max_pool2d(seen, 5, 1, 2) > 0
+    elsewhere = ~near[0][:, :1].expand_as(found[0][0]), ~near[1]
+    for where, value, other in zip(elsewhere, *(each[:2] for each in found)):
+        assert torch.equal(value[where], other[where])
 
 
 @pytest.mark.parametrize("channels", [2, 3, 5, 40])

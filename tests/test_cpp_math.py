@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from symconv.functions import FUNCTIONS
+from symconv.operations import PERIODIC
 
 COMPILER = shutil.which("g++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
@@ -41,6 +42,8 @@ SAMPLES = 100_000
 EXACT = "sqrt abs sign floor ceil heaviside maximum minimum round relu clip share positive is_zero shift less".split()
 ARITY = {"atan2": 2, "pow": 2, "maximum": 2, "minimum": 2, "hypot": 2, "clip": 3, "share": 2, "less": 2}
 NAMES = [*BOUNDS, *EXACT, "reciprocal"]
+#: What the test functions give for a vector with an argument beyond the limited range.
+BEYOND = 99
 
 
 def _runs(bytes_: int) -> bool:
@@ -59,6 +62,12 @@ def _compiled(folder: Path, real: str, bytes_: int, sleef: bool) -> ctypes.CDLL:
         source.append(
             f'extern "C" void test_{name}(const real* a, const real* b, const real* c, real* out, long n)\n'
             f"{{ (void)b, (void)c; for (long i = 0; i < n; i += WIDTH) store(out + i, symconv::{name}({arguments})); }}"
+        )
+    for name in PERIODIC:
+        source.append(
+            f'extern "C" void test_limited_{name}(const real* a, const real*, const real*, real* out, long n)\n'
+            f"{{ for (long i = 0; i < n; i += WIDTH) {{ Limited range; const vec value = symconv::{name}(load(a + i), range); "
+            f"store(out + i, range.exceeded() ? splat({BEYOND}) : value); }} }}"
         )
     path = folder / f"{real}{bytes_}{'s' * sleef}.cpp"
     path.write_text("\n".join(source) + "\n")
@@ -204,6 +213,29 @@ def test_error(call: Any, name: str) -> None:
     bound = BOUNDS[name][call.real == "double"] * (1 if call.fused else 1.25)
     at = [a[worst] for a in arguments]
     assert errors[worst] <= bound, f"{errors[worst]} units at {at}: {got[worst]}, not {wide[worst]}"
+
+
+@pytest.mark.parametrize("name", sorted(PERIODIC))
+def test_limited_range(call: Any, name: str) -> None:
+    """Up to 2**15 multiples of pi, of half of it for the tangent, there is no other way; beyond, all say so."""
+    dtype, unit = DTYPES[call.real], np.pi / (2 if name == "tan" else 1)
+    z = np.linspace(0, 1.5 * 2**15 * unit, SAMPLES - SAMPLES % 16).astype(dtype)
+    z *= np.where(np.arange(z.size) // 16 % 2, 1, -1).astype(dtype)
+    with np.errstate(invalid="ignore"):
+        specials = np.repeat(np.array([np.inf, -np.inf, np.nan, 1e38, -1e10], dtype), 16)
+    got, beyond = call(f"limited_{name}", z), call(f"limited_{name}", specials) == BEYOND
+    if call.real == "double":
+        np.testing.assert_array_equal(got, call(name, z))
+        return
+    assert beyond.all()
+    multiples = np.abs(z.astype(np.float64) / unit)
+    assert (got[multiples < 2**15 - 64] != BEYOND).all()
+    assert (got[multiples > 2**15 + 64] == BEYOND).all()
+    near = (got != BEYOND) & (np.abs(z) <= 1e5)  # as far as both reduce alike
+    np.testing.assert_array_equal(got[near], call(name, z)[near])
+    last = z[got != BEYOND][-2000:]
+    errors = _units(call(f"limited_{name}", last), _reference(name, last.astype(np.float64)), dtype)
+    assert errors.max() <= BOUNDS[name][0] * (1 if call.fused else 1.25)
 
 
 @pytest.mark.parametrize("name", [*EXACT, "reciprocal"])
