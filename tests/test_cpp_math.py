@@ -66,7 +66,8 @@ def _compiled(folder: Path, real: str, bytes_: int, sleef: bool) -> ctypes.CDLL:
     for name in PERIODIC:
         source.append(
             f'extern "C" void test_limited_{name}(const real* a, const real*, const real*, real* out, long n)\n'
-            f"{{ for (long i = 0; i < n; i += WIDTH) {{ Limited range; const vec value = symconv::{name}(load(a + i), range); "
+            "{ for (long i = 0; i < n; i += WIDTH) { Limited range; "
+            f"const vec value = symconv::{name}(load(a + i), range); "
             f"store(out + i, range.exceeded() ? splat({BEYOND}) : value); }} }}"
         )
     path = folder / f"{real}{bytes_}{'s' * sleef}.cpp"
