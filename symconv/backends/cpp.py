@@ -23,7 +23,7 @@ import torch
 
 from ..build.cache import Cache
 from ..build.key import content_key
-from ..build.toolchain import Toolchain, find_toolchain, load
+from ..build.toolchain import SCHEDULING, Toolchain, find_toolchain, load
 from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
@@ -106,7 +106,8 @@ class CppKernel(NativeKernel[CppPlan]):
             return self._libraries[key]
 
     def _built(self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
-        tiles = tiles_of(self._facts(direction), toolchain.vector_bytes)
+        facts = self._facts(direction)
+        tiles, heavy = tiles_of(facts, toolchain.vector_bytes), facts.heavy[direction == "backward"]
         forgets, direction = direction == "inference", direction.replace("inference", "forward")
         options = [
             *[f"-DRANKED={count}"] * (count > 0),
@@ -117,6 +118,8 @@ class CppKernel(NativeKernel[CppPlan]):
             *["-DSYMCONV_IGNORE"] * ignore,
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
             *tiles.options(),
+            # Additions and products are in the best order as they are written.
+            *[SCHEDULING.replace("-f", "-fno-")] * (SCHEDULING in toolchain.flags and not heavy),
             *shlex.split(os.environ.get("SYMCONV_CXXFLAGS", "")),
         ]
         include = template_directory() / "include"

@@ -29,7 +29,7 @@ def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
     state = max(facts.state[0], 1)
     vectors = 2 if room // state >= 2 else 1
     filters = power_below(room // (state * vectors)) if facts.per_filter and not facts.ranked else 1
-    back = room if not facts.heavy[1] else registers // 4
+    back = room if not facts.heavy[1] else registers // (4 if facts.heavy[1] == 1 else 8)
     images, banks = (max(count, 1) for count in facts.sinks)
     bank = power_below(max(back // banks, 1))
     bank_filters = power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import BackendError, CacheError
 from ..render import template_directory
 from .process import RunError, run
-from .toolchain import TORCH, Toolchain, load
+from .toolchain import SCHEDULING, TORCH, Toolchain, load
 
 #: Options of every compilation, those that start with -Wl of every link.  Never -ffast-math: it breaks NaN tests.
 REQUIRED = ("-std=c++17", "-O3", "-fPIC")
@@ -28,8 +28,7 @@ OPENMP = "-DSYMCONV_OPENMP"
 OPTIONAL = (
     *(OPENMP, "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-fno-plt"),
     *("-fno-gnu-unique", "-Wl,-Bsymbolic"),
-    # GCC for x86 else leaves each function's long chain of instructions in one piece, and units wait for it.
-    *("-fschedule-insns", "-fsched-pressure"),
+    *(SCHEDULING, "-fsched-pressure"),
 )
 #: A function of Sleef for vectors of so many bytes.
 SLEEF = {64: "Sleef_expd8_u10avx512f", 32: "Sleef_expd4_u10avx2"}

@@ -37,6 +37,8 @@ from .process import RunError, progress, run
 log = logging.getLogger("symconv")
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+#: Without it GCC for x86 leaves the long chain of instructions of an exponential in one piece, and units wait for it.
+SCHEDULING = "-fschedule-insns"
 FACTS, PRIVATE = "toolchain.json", "compiling-"
 
 
