@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import sympy as sp
 
 from .derive import partials, tidy
-from .functions import Pointwise, is_below, kinked, numeric, power, typed
+from .functions import Pointwise, is_below, kinked, numeric, power, same, typed
 from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
@@ -122,6 +122,18 @@ class Sweep:
         inputs = [each for each in places if isinstance(each, Operand) and each.operand.role == "input"]
         wanted = any(each.operand.role == "input" for each in self.gradients)
         return wanted and "t" in self.where.axes and not any(isinstance(each, Access) for each in inputs)
+
+    @property
+    def positions(self) -> tuple[sp.Symbol, ...]:
+        """The positions of the only taps of a window that have gradients; none where others may have some."""
+        tests = set[sp.Expr]().union(*(expr.atoms(same) for expr in self.taps.expressions))
+        found = {test for test in tests if not labels_of(test.args[0]) and labels_of(test.args[1]) == self.where.labels}
+        elsewhere: dict[sp.Expr, sp.Expr] = dict.fromkeys(found, sp.S.Zero)
+        for name, expr in self.taps.temporaries:
+            elsewhere[name] = expr.xreplace(elsewhere)
+        if not self.gradients or any(expr.xreplace(elsewhere) != 0 for expr in self.taps.results):
+            return ()
+        return tuple(sorted({test.args[0] for test in found}, key=str))
 
 
 @dataclass(frozen=True)

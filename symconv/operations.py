@@ -27,11 +27,14 @@ class Block:
     results: tuple[sp.Expr, ...]
 
     @property
+    def expressions(self) -> tuple[sp.Expr, ...]:
+        """All that one evaluation computes."""
+        return (*(expr for _, expr in self.temporaries), *self.results)
+
+    @property
     def operations(self) -> Counter[str]:
         """How many operations of each sort one evaluation takes."""
-        return sum((count_operations(expr) for _, expr in self.temporaries), Counter()) + sum(
-            map(count_operations, self.results), Counter()
-        )
+        return sum(map(count_operations, self.expressions), Counter())
 
 
 #: A function without results.

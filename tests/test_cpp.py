@@ -394,6 +394,46 @@ def test_one_large_argument_changes_nothing_else(formula: str, groups: int) -> N
         assert torch.equal(value[where], other[where])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": 1},
+        {"padding": 3, "padding_mode": "ignore"},
+        {"padding": 2, "stride": 2, "dilation": 2},
+        {"padding": 1, "groups": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "formula",
+    [
+        *("max(x + w)", "median(x*w)", "max(x*w) - 2*min(x - w)", "quantile(x + w, 0.3)", "b*max(sin(9*x)*exp(w))"),
+        *("max(detach(x)*w)", "max(x)", "s: param[c]\nmax(s*x + w)", "g: field\nmax(g*x)*min(x)"),
+    ],
+)
+def test_gradients_go_straight_to_what_was_chosen(
+    formula: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[CppPlan] = []
+    monkeypatch.setattr(cpp, "plan_of", lambda *given: plans.append(plan_of(*given)) or plans[-1])
+    channels = 16 * options.get("groups", 1)
+    out = {1: (11, 19), 2: (6, 10), 3: (15, 23)}[options["padding"]]
+    x = torch.randint(-2, 3, (2, channels, 11, 19)) / 2
+    x[1, 3, 5, 7] = float("nan")
+    given = {"w": torch.randn(6, 16, 3, 3), "b": torch.randn(6), "s": torch.randn(16), "g": torch.randn(2, *out)}
+    kernel = sc.Kernel(formula)
+    wanted = {operand.name for operand in kernel.formula.operands}
+    found = []
+    for backend in ("torch", "cpp"):
+        inputs = x.clone().requires_grad_()
+        others = {name: each.clone().requires_grad_() for name, each in given.items() if name in wanted}
+        y = sc.conv2d(kernel, inputs, out_channels=6, kernel_size=3, **others, **options, backend=backend)
+        y.nan_to_num().sin().sum().backward()
+        found.append((y.detach(), *(each.grad for each in (inputs, *others.values()))))
+    assert plans[-1].by_positions
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
 @pytest.mark.parametrize("channels", [2, 3, 5, 40])
 def test_as_many_values_are_put_in_order_as_an_input_has_channels(channels: int) -> None:
     """Also where x has others, for which the compiler would be told how many there are."""

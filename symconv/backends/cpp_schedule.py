@@ -57,6 +57,8 @@ def cache_bytes() -> int:
 #: For fewer filters pixels sum their gradients, because adding to them tap by tap would be most of the work; unless a
 #: strip is short for what its windows see, which each of these filters then looks at once more.
 FEW_FILTERS = 4
+#: From so many taps of a window on it is less work to go to one that has gradients than to pass by all.
+MANY_TAPS = 64
 #: So many bytes of scratch memory a plan keeps between calls.
 KEPT_SCRATCH = 16 * 1024
 
@@ -68,12 +70,14 @@ class CppPlan(Plan):
     Args:
         threads: that share the strips.
         by_filters: whether they share the filters instead for the gradients of weights.
+        by_positions: whether gradients go straight to the taps that a maximum has chosen.
         geometry: the strips and the geometry, as the library reads them.
         function: of the library.
     """
 
     threads: int
     by_filters: bool
+    by_positions: bool
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
     _scratch_bytes: list[int] = field(default_factory=list, repr=False, init=False)
@@ -139,12 +143,16 @@ def plan_of(
     shape = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
     by_filters = backward and _by_filters(facts, tiles, tensors, geometry.groups, filters, threads)
     used = threads if by_filters else min(threads, max(work, 1))
-    gathers = backward and facts.gathers and filters < FEW_FILTERS and 2 * strip >= filters * line.halo
+    taps = channels[0] * math.prod(geometry.kernel_size)
+    by_positions = backward and 0 < facts.positions * MANY_TAPS <= taps
+    few = filters < FEW_FILTERS and 2 * strip >= filters * line.halo
+    gathers = backward and facts.gathers and few and not by_positions
     margin = _margin(tiles, line, vector_bytes // real) if gathers else 0
     if per_filter * filters * 2 * margin > budget // 4:
         margin = 0
-    told = ctypes.pointer(line.told(strip, filter_step, by_filters, margin))
-    return CppPlan(strip, filter_step, shape, geometry.groups, used, by_filters, told, function)
+    chosen = {"by_filters": by_filters, "margin": margin, "by_positions": by_positions}
+    told = ctypes.pointer(line.told(strip, filter_step, **chosen))
+    return CppPlan(strip, filter_step, shape, geometry.groups, used, by_filters, by_positions, told, function)
 
 
 def _margin(tiles: Tiles, line: Line, width: int) -> int:

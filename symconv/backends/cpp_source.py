@@ -97,4 +97,6 @@ class CppBackward(LiftingPass, Backward):
         return super().context()
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
-        return {**super().sweep(sweep, name), "gathers": sweep.gathers}
+        printed = super().sweep(sweep, name)
+        positions = [self.identifier(each) for each in sweep.positions]
+        return {**printed, "gathers": sweep.gathers, "positions": [] if printed["others"] else positions}

@@ -45,6 +45,7 @@ class Facts(NamedTuple):
     again: bool
     forgetful: list[int]
     gathers: bool
+    positions: int
 
     def keeping_nothing(self) -> Facts:
         """For a forward pass alone: no maximum needs to know where it was, nor a product how many zeros it has."""
@@ -90,6 +91,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         any(not sweep.gradients for sweep in schedule.backward),
         _forgetful(schedule),
         any(sweep.gathers for sweep in schedule.backward),
+        max((len(sweep.positions) for sweep in schedule.backward), default=0),
     )
 
 
@@ -174,6 +176,7 @@ class NativeGeometry(ctypes.Structure):
         ("filter_step", ctypes.c_int64),
         ("by_filters", ctypes.c_int64),
         ("margin", ctypes.c_int64),
+        ("by_positions", ctypes.c_int64),
     ]
 
 
@@ -205,11 +208,11 @@ class Line:
         """How many such lines an image has."""
         return int(self.geometry.size[0])
 
-    def told(self, strip: int, filter_step: int, by_filters: bool = False, margin: int = 0) -> NativeGeometry:
+    def told(self, strip: int, filter_step: int, **chosen: int) -> NativeGeometry:
         """The geometry, with what a plan has chosen."""
         geometry = NativeGeometry.from_buffer_copy(self.geometry)
-        geometry.strip, geometry.filter_step = strip, filter_step
-        geometry.by_filters, geometry.margin = by_filters, margin
+        for name, value in {"strip": strip, "filter_step": filter_step, **chosen}.items():
+            setattr(geometry, name, value)
         return geometry
 
 

@@ -342,6 +342,23 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
         row(Size<1>{}, f);
 }
 
+/// Visit the taps at the positions of each window, each of them once: body(place of its vector, its lane).
+template <int N, class Body>
+inline void at_positions(const integer* const (&positions)[N], const integer* is_window, int64_t row_length, int64_t filters,
+                         int64_t length, int64_t taps, Body body)
+{
+    for (int64_t f = 0; f < filters; ++f)
+        for (int64_t q = 0; q < length; ++q)
+            for (int i = 0; i < N; ++i) {
+                const int64_t k = positions[i][f * row_length + q];
+                bool wanted = is_window[q] && 0 <= k && k < taps;
+                for (int j = 0; j < i; ++j)
+                    wanted = wanted && positions[j][f * row_length + q] != k;
+                if (wanted)
+                    body(Place<1>{f, 0, k, q / WIDTH * WIDTH}, q % WIDTH);
+            }
+}
+
 /// Room for the total of a gradient.
 inline real* cleared(Arena& arena, int64_t elements)
 {
@@ -367,6 +384,12 @@ struct BankSink {
     template <int F, int K> void add(int64_t, int64_t f, int64_t k, const vec (&sums)[F][K], const real (&factors)[F][K]) const
     {
         give<F, K>(f, k, sums, [&](int i, int j) { return factors[i][j]; });
+    }
+
+    void add(Place<1> p, real value) const
+    {
+        if (places[p.k] >= 0)
+            total[p.f * filter + places[p.k]] += value;
     }
 
     template <int F, int K, class Factor> void give(int64_t f, int64_t k, const vec (&sums)[F][K], Factor factor) const

@@ -25,6 +25,7 @@ struct Geometry {
     int64_t filter_step;  // filters that are computed together
     int64_t by_filters;   // whether threads share out filters for the gradients of weights, and not images
     int64_t margin;       // places around a strip where pixels look for windows that see them, 0 if they do not
+    int64_t by_positions; // whether gradients go straight to the taps at the positions of maxima
 };
 
 /// A tensor: where it is, and the distances of its elements along n, channel, tap, z, y, x.
@@ -361,6 +362,11 @@ template <bool OWN> struct Image {
     {
         if (at[p.k] < end)
             store(to(p), load(to(p)) + value);
+    }
+    void add(Place<1> p, int64_t lane, real value) const
+    {
+        if (at[p.k] < end)
+            to(p)[lane] += value;
     }
 };
 
