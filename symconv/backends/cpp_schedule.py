@@ -111,65 +111,139 @@ def plan_of(
     function: Any,
 ) -> CppPlan:
     """The plan for tensors of these shapes."""
-    x = tensors[0]
-    real = 8 if x.dtype == torch.float64 else 4
-    backward = direction == "backward"
-    step = vector_bytes // real * (tiles.again if backward else tiles.vectors)
-    line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
-    filters, length = geometry.out_channels // geometry.groups, line.length
-
-    planes = sum(channels) * (2 if backward else 1) + sum(channels[index] for index in facts.pixels[backward])
-    per_place = real * line.planes * planes
-    whole, per_channel, per_tap = facts.values[backward]
-    per_filter = real * (whole + per_channel * max(channels) + per_tap * math.prod(geometry.kernel_size))
-    budget = cache_bytes() // 2
-    room = max(budget - per_place * line.halo, budget // 4)
-    strip = room // max(per_place + per_filter * min(filters, 16), 1)
-    strip = min(max(strip // step, 1) * step, -(-length // step) * step)
-    # Enough strips for all threads, but none so short that its halo is most of it.
-    others = x.shape[0] * geometry.groups * line.lines
-    if not backward and others < 2 * threads and length > 4 * step:
-        pieces = -(-2 * threads // max(others, 1))
-        strip = min(strip, max(-(-length // (pieces * step)) * step, 2 * step))
-    pieces = -(-length // strip)
-    strip = -(-length // (pieces * step)) * step  # of about the same length
-    filter_step = filters
-    if per_filter * strip * filters > budget:
-        filter_step = max(budget // (per_filter * strip) // tiles.filters * tiles.filters, min(tiles.filters, filters))
-    if not backward and others * pieces < threads and filters >= 2 * tiles.filters:
-        parts = -(-threads // max(others * pieces, 1))
-        filter_step = min(filter_step, -(-filters // (parts * tiles.filters)) * tiles.filters)
-    work = others * pieces * -(-filters // filter_step)
-    shape = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
-    by_filters = backward and _by_filters(facts, tiles, tensors, geometry.groups, filters, threads)
-    used = threads if by_filters else min(threads, max(work, 1))
-    taps = channels[0] * math.prod(geometry.kernel_size)
-    by_positions = backward and 0 < facts.positions * MANY_TAPS <= taps
-    few = filters < FEW_FILTERS and 2 * strip >= filters * line.halo
-    gathers = backward and facts.gathers and few and not by_positions
-    margin = _margin(tiles, line, vector_bytes // real) if gathers else 0
-    if per_filter * filters * 2 * margin > budget // 4:
-        margin = 0
-    chosen = {"by_filters": by_filters, "margin": margin, "by_positions": by_positions}
-    told = ctypes.pointer(line.told(strip, filter_step, **chosen))
-    return CppPlan(strip, filter_step, shape, geometry.groups, used, by_filters, by_positions, told, function)
+    real = 8 if tensors[0].dtype == torch.float64 else 4
+    layer = _Layer(facts, direction == "backward", tiles, vector_bytes // real, real, tensors, geometry, threads)
+    strip = layer.strip()
+    filter_step = layer.filter_step(strip)
+    by_filters, by_positions = layer.by_filters(), layer.by_positions()
+    work = layer.lines * -(-layer.line.length // strip) * -(-layer.filters // filter_step)
+    chosen = {"by_filters": by_filters, "by_positions": by_positions, "margin": layer.margin(strip)}
+    return CppPlan(
+        strip,
+        filter_step,
+        (tensors[0].shape[0], geometry.out_channels, *geometry.output_size(tensors[0].shape[2:])),
+        geometry.groups,
+        threads if by_filters else min(threads, max(work, 1)),
+        by_filters,
+        by_positions,
+        ctypes.pointer(layer.line.told(strip, filter_step, **chosen)),
+        function,
+    )
 
 
-def _margin(tiles: Tiles, line: Line, width: int) -> int:
-    """The places around a strip where pixels look for windows: as far as windows reach, and a tile of pixels."""
-    return -(-(line.halo + (tiles.image_taps * tiles.again + 1) * width) // width) * width
+@dataclass(frozen=True)
+class _Layer:
+    """What a plan follows from: a pass of a kernel, and the shapes of a call.
 
-
-def _by_filters(
-    facts: Facts, tiles: Tiles, tensors: Sequence[torch.Tensor], groups: int, filters: int, threads: int
-) -> bool:
-    """Whether the gradients of weights are a pass of their own, in which each thread has some of the filters.
-
-    Then no thread has totals of its own, which take memory and are added up afterwards; but each sees all images.  Not
-    for kernels whose backward pass begins with sweeps of its own, which would be made twice.
+    Args:
+        width: numbers of a vector.
+        real: bytes of a number.
     """
-    shared = [each for each, axes, role in zip(tensors, facts.axes, facts.roles) if "o" in axes and role != "input"]
-    weights, pixels = sum(each.numel() for each in shared), tensors[0].numel()
-    blocks = groups * -(-filters // tiles.bank_filters)
-    balanced = -(-blocks // threads) * threads <= 1.25 * blocks
-    return balanced and not facts.again and threads * weights >= pixels
+
+    facts: Facts
+    backward: bool
+    tiles: Tiles
+    width: int
+    real: int
+    tensors: Sequence[torch.Tensor]
+    geometry: Geometry
+    threads: int
+
+    @functools.cached_property
+    def line(self) -> Line:
+        return line_of(self.tensors[0], self.geometry)
+
+    @functools.cached_property
+    def channels(self) -> list[int]:
+        """Those of each input that a group sees."""
+        return channels_of(self.facts, self.tensors, self.geometry.groups)
+
+    @property
+    def filters(self) -> int:
+        return self.geometry.out_channels // self.geometry.groups
+
+    @property
+    def lines(self) -> int:
+        """Lines of windows in all images and groups."""
+        return self.tensors[0].shape[0] * self.geometry.groups * self.line.lines
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.geometry.kernel_size)
+
+    @property
+    def step(self) -> int:
+        """Places of a tile of vectors, of which a strip is a multiple."""
+        return self.width * (self.tiles.again if self.backward else self.tiles.vectors)
+
+    @property
+    def budget(self) -> int:
+        """The bytes that are at hand again and again: half a cache."""
+        return cache_bytes() // 2
+
+    @property
+    def per_place(self) -> int:
+        """The bytes of a place in the planes of all channels, and in those of their gradients."""
+        pixels = sum(self.channels[index] for index in self.facts.pixels[self.backward])
+        return self.real * self.line.planes * (sum(self.channels) * (2 if self.backward else 1) + pixels)
+
+    @property
+    def per_filter(self) -> int:
+        """The bytes of a window for each filter."""
+        whole, per_channel, per_tap = self.facts.values[self.backward]
+        return self.real * (whole + per_channel * max(self.channels) + per_tap * self.taps)
+
+    def strip(self) -> int:
+        """Windows of a strip: what fits the cache, and enough strips for all threads."""
+        step, length = self.step, -(-self.line.length // self.step) * self.step
+        room = max(self.budget - self.per_place * self.line.halo, self.budget // 4)
+        strip = room // max(self.per_place + self.per_filter * min(self.filters, 16), 1)
+        strip = min(max(strip // step, 1) * step, length)
+        if not self.backward and self.lines < 2 * self.threads and self.line.length > 4 * step:
+            pieces = -(-2 * self.threads // max(self.lines, 1))
+            # None so short that its halo is most of it.
+            strip = min(strip, max(-(-self.line.length // (pieces * step)) * step, 2 * step))
+        pieces = -(-self.line.length // strip)
+        return -(-self.line.length // (pieces * step)) * step  # of about the same length
+
+    def filter_step(self, strip: int) -> int:
+        """Filters whose values are held together: what fits the cache, and enough ranges for all threads."""
+        rows, filters = self.tiles.filters, self.filters
+        step = filters
+        if self.per_filter * strip * filters > self.budget:
+            step = max(self.budget // (self.per_filter * strip) // rows * rows, min(rows, filters))
+        strips = self.lines * -(-self.line.length // strip)
+        if not self.backward and strips < self.threads and filters >= 2 * rows:
+            parts = -(-self.threads // max(strips, 1))
+            step = min(step, -(-filters // (parts * rows)) * rows)
+        return step
+
+    def by_positions(self) -> bool:
+        """Whether it is less work to go to the taps that have gradients than to pass by all."""
+        return self.backward and 0 < self.facts.positions * MANY_TAPS <= self.channels[0] * self.taps
+
+    def margin(self, strip: int) -> int:
+        """The places around a strip where pixels look for windows, 0 if they do not sum their gradients.
+
+        As far as windows reach, and a tile of pixels.
+        """
+        few = self.filters < FEW_FILTERS and 2 * strip >= self.filters * self.line.halo
+        if not (self.backward and self.facts.gathers and few) or self.by_positions():
+            return 0
+        tile = (self.tiles.image_taps * self.tiles.again + 1) * self.width
+        margin = -(-(self.line.halo + tile) // self.width) * self.width
+        return margin if self.per_filter * self.filters * 2 * margin <= self.budget // 4 else 0
+
+    def by_filters(self) -> bool:
+        """Whether the gradients of weights are a pass of their own, in which each thread has some of the filters.
+
+        Then no thread has totals of its own, which take memory and are added up afterwards; but each sees all images.
+        Not for kernels whose backward pass begins with sweeps of its own, which would be made twice.
+        """
+        if not self.backward or self.facts.again:
+            return False
+        operands = zip(self.tensors, self.facts.axes, self.facts.roles)
+        weights = sum(each.numel() for each, axes, role in operands if "o" in axes and role != "input")
+        blocks = self.geometry.groups * -(-self.filters // self.tiles.bank_filters)
+        balanced = -(-blocks // self.threads) * self.threads <= 1.25 * blocks
+        return balanced and self.threads * weights >= self.tensors[0].numel()
