@@ -59,6 +59,8 @@ def cache_bytes() -> int:
 FEW_FILTERS = 4
 #: From so many taps of a window on it is less work to go to one that has gradients than to pass by all.
 MANY_TAPS = 64
+#: Gradients of weights sum so many windows before the lanes of their vectors are added, if strips are shorter.
+MANY_WINDOWS = 1024
 #: So many bytes of scratch memory a plan keeps between calls.
 KEPT_SCRATCH = 16 * 1024
 
@@ -70,6 +72,7 @@ class CppPlan(Plan):
     Args:
         threads: that share the strips.
         by_filters: whether they share the filters instead for the gradients of weights.
+        more_strips: that the gradients of weights sum together with one, then.
         by_positions: whether gradients go straight to the taps that a maximum has chosen.
         geometry: the strips and the geometry, as the library reads them.
         function: of the library.
@@ -78,6 +81,7 @@ class CppPlan(Plan):
     threads: int
     by_filters: bool
     by_positions: bool
+    more_strips: int
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
     _scratch_bytes: list[int] = field(default_factory=list, repr=False, init=False)
@@ -117,6 +121,7 @@ def plan_of(
     filter_step = layer.filter_step(strip)
     by_filters, by_positions = layer.by_filters(), layer.by_positions()
     work = layer.lines * -(-layer.line.length // strip) * -(-layer.filters // filter_step)
+    more_strips = layer.more_strips(strip)
     chosen = {"by_filters": by_filters, "by_positions": by_positions, "margin": layer.margin(strip)}
     return CppPlan(
         strip,
@@ -126,7 +131,8 @@ def plan_of(
         threads if by_filters else min(threads, max(work, 1)),
         by_filters,
         by_positions,
-        ctypes.pointer(layer.line.told(strip, filter_step, **chosen)),
+        more_strips,
+        ctypes.pointer(layer.line.told(strip, filter_step, more_strips=more_strips, **chosen)),
         function,
     )
 
@@ -247,3 +253,10 @@ class _Layer:
         blocks = self.geometry.groups * -(-self.filters // self.tiles.bank_filters)
         balanced = -(-blocks // self.threads) * self.threads <= 1.25 * blocks
         return balanced and self.threads * weights >= self.tensors[0].numel()
+
+    def more_strips(self, strip: int) -> int:
+        """The strips beyond the first whose windows the gradients of weights sum together."""
+        if not self.by_filters() or self.by_positions():
+            return 0
+        strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
+        return max(min(MANY_WINDOWS // strip, strips), 1) - 1

@@ -175,6 +175,7 @@ class NativeGeometry(ctypes.Structure):
         ("strip", ctypes.c_int64),
         ("filter_step", ctypes.c_int64),
         ("by_filters", ctypes.c_int64),
+        ("more_strips", ctypes.c_int64),
         ("margin", ctypes.c_int64),
         ("by_positions", ctypes.c_int64),
     ]

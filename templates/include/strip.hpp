@@ -1,6 +1,8 @@
 // The part of the native CPU backend that never varies: how a thread reads and writes a strip, and how threads share them.
 #pragma once
 
+#include <new>
+
 #include "threads.hpp"
 #include "window.hpp"
 

@@ -24,6 +24,7 @@ struct Geometry {
     int64_t strip;        // windows of a strip, a multiple of the vectors of a tile
     int64_t filter_step;  // filters that are computed together
     int64_t by_filters;   // whether threads share out filters for the gradients of weights, and not images
+    int64_t more_strips;  // that they sum together with a strip then
     int64_t margin;       // places around a strip where pixels look for windows that see them, 0 if they do not
     int64_t by_positions; // whether gradients go straight to the taps at the positions of maxima
 };
