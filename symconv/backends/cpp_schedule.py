@@ -59,6 +59,8 @@ def cache_bytes() -> int:
 FEW_FILTERS = 4
 #: From so many taps of a window on it is less work to go to one that has gradients than to pass by all.
 MANY_TAPS = 64
+#: For so many filters per thread what each of them sees costs little to read.
+MANY_FILTERS = 16
 #: Gradients of weights sum so many windows before the lanes of their vectors are added, if strips are shorter.
 MANY_WINDOWS = 1024
 #: So many bytes of scratch memory a plan keeps between calls.
@@ -252,7 +254,8 @@ class _Layer:
         weights = sum(each.numel() for each, axes, role in operands if "o" in axes and role != "input")
         blocks = self.geometry.groups * -(-self.filters // self.tiles.bank_filters)
         balanced = -(-blocks // self.threads) * self.threads <= 1.25 * blocks
-        return balanced and self.threads * weights >= self.tensors[0].numel()
+        many = self.filters >= MANY_FILTERS * self.threads or self.threads * weights >= self.tensors[0].numel()
+        return balanced and many
 
     def more_strips(self, strip: int) -> int:
         """The strips beyond the first whose windows the gradients of weights sum together."""
