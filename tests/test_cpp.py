@@ -434,6 +434,36 @@ def test_gradients_go_straight_to_what_was_chosen(
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3, equal_nan=True)
 
 
+@pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 1), (torch.float32, 35), (torch.float64, 35)])
+@pytest.mark.parametrize(
+    "formula",
+    ["sum(w*x)", "sum(sin(w*x))", "s: param[c]\nb - sum(abs(s*x - w))", "logsumexp(x + w)", "max(x*w)*sum(w)"],
+)
+def test_gradients_of_weights_sum_several_strips(
+    formula: str, batch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small images are taken together; then the number of threads does not matter either."""
+    plans: list[CppPlan] = []
+    monkeypatch.setattr(cpp, "plan_of", lambda *given: plans.append(plan_of(*given)) or plans[-1])
+    kernel = sc.Kernel(formula)
+    x = torch.randn(batch, 4, 5, 7, dtype=dtype)
+    given = {"w": torch.randn(96, 2, 3, 3), "b": torch.randn(96), "s": torch.rand(2)}
+    x[-1, 0, 0, 0] = 1e7 if "sin" in formula else 3.0
+    wanted = {operand.name for operand in kernel.formula.operands}
+    found = {}
+    for backend, threads in (("torch", 1), ("cpp", 1), ("cpp", 2), ("cpp", 3)):
+        monkeypatch.setattr(cpp.CppKernel, "surroundings", lambda *_, threads=threads: threads)
+        leaves = {name: each.to(x.dtype).requires_grad_() for name, each in given.items() if name in wanted}
+        y = sc.conv2d(kernel, x, groups=2, padding=1, kernel_size=3, out_channels=96, **leaves, backend=backend)
+        y.sin().sum().backward()
+        found[backend, threads] = [each.grad for each in leaves.values()]
+    assert {(plan.by_filters, plan.more_strips > 0) for plan in plans if plan.by_filters} == {(True, batch > 1)}
+    near = 1e-2 if dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(found["cpp", 1], found["torch", 1], rtol=near / 10, atol=near)
+    for threads in (2, 3):
+        assert torch.equal(found["cpp", threads][0], found["cpp", 1][0])
+
+
 @pytest.mark.parametrize("channels", [2, 3, 5, 40])
 def test_as_many_values_are_put_in_order_as_an_input_has_channels(channels: int) -> None:
     """Also where x has others, for which the compiler would be told how many there are."""
