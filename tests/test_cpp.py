@@ -359,8 +359,8 @@ def test_gradients_that_nobody_wants_are_not_written(formula: str) -> None:
 def test_what_keeps_nothing_gives_the_same(formula: str, mode: str) -> None:
     """Without gradients kernels are compiled without the positions of maxima and the zeros of products."""
     x, w = torch.randn(2, 3, 7, 40), torch.randn(9, 3, 3, 3)
-    x[0, 1, 4:, :9] = 0
-    w[2, 1, 1] = 0
+    x[0, 1, 4:, :9], x[0, 1, 4:, 9:15] = 0, 1e30  # whose products may be inf before a 0 meets them
+    x[1, 0, 2, 9], w[2, 1, 1] = -0.0, 0
     x[0, 0, 0, 0], x[1, 1, 3, 3], x[1, 2, 5, 30] = float("nan"), float("inf"), -float("inf")
     options = {"padding": 1, "padding_mode": mode, "backend": "cpp"}
     y = sc.conv2d(formula, x, w, **options)
@@ -432,6 +432,33 @@ def test_gradients_go_straight_to_what_was_chosen(
         found.append((y.detach(), *(each.grad for each in (inputs, *others.values()))))
     assert plans[-1].by_positions
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("frozen", ["x", "w", "v", "wv"])
+def test_gradients_go_to_what_was_chosen_where_some_are_not_wanted(frozen: str) -> None:
+    given = {"x": torch.randn(1, 16, 5, 4), "w": torch.randn(3, 16, 3, 3), "v": torch.randn(3, 16, 3, 3)}
+    found = []
+    for backend in ("torch", "cpp"):
+        leaves = {name: each.clone().requires_grad_(name not in frozen) for name, each in given.items()}
+        y = sc.conv2d("v: weight\nmax(w*x + v)", leaves["x"], w=leaves["w"], v=leaves["v"], padding=1, backend=backend)
+        found.append(torch.autograd.grad(y.sin().sum(), [each for each in leaves.values() if each.requires_grad]))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("formula", ["max(tanh(x)*w)", "median(w*x)**2"])
+def test_second_gradients_go_to_what_was_chosen(formula: str) -> None:
+    x, w = torch.randn(1, 16, 4, 3, dtype=torch.float64), torch.randn(2, 16, 3, 3, dtype=torch.float64)
+    inputs = x.requires_grad_(), w.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda *given: sc.conv2d(formula, *given, backend="cpp"), inputs)
+
+
+def test_many_windows_with_one_choice_are_counted_exactly() -> None:
+    """Ones that are added one by one to a float32 stay at 2**24."""
+    x, w = torch.randn(1, 1, 4300, 4300), torch.zeros(1, 1, 8, 8)
+    w[0, 0, 0, 0] = 1000
+    sc.conv2d("max(x + w)", x, w.requires_grad_(), backend="cpp").sum().backward()
+    assert w.grad is not None
+    assert abs(w.grad[0, 0, 0, 0].item() - 4293**2) <= 64
 
 
 @pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 1), (torch.float32, 35), (torch.float64, 35)])

@@ -62,7 +62,7 @@ MANY_TAPS = 64
 #: For so many filters per thread what each of them sees costs little to read.
 MANY_FILTERS = 16
 #: Gradients of weights sum so many windows before the lanes of their vectors are added, if strips are shorter.
-MANY_WINDOWS = 1024
+MANY_WINDOWS = 768
 #: So many bytes of scratch memory a plan keeps between calls.
 KEPT_SCRATCH = 16 * 1024
 

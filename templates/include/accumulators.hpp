@@ -40,17 +40,17 @@ struct Factors : Product {
     static vec zeros() { return splat(0); }
 };
 #else
-/// The product of what is not 0, and how many zeros there are.
-struct Factors {
-    vec value = splat(1), count = splat(0);
-    template <class Mask> void add(Mask mask, ivec, vec v)
+/// The product, that of what is not 0, and how many zeros there are.
+struct Factors : Product {
+    vec others = splat(1), count = splat(0);
+    template <class Mask> void add(Mask mask, ivec position, vec v)
     {
         const ivec zero = v == splat(0);
-        value = where(mask, where(zero, value, value * v), value);
+        Product::add(mask, position, v);
+        others = where(mask, where(zero, others, others * v), others);
         count = where(mask, where(zero, count + splat(1), count), count);
     }
-    vec product() const { return value * is_zero(count); }  // inf and NaN among the other factors survive
-    vec nonzero() const { return value; }
+    vec nonzero() const { return others; }
     vec zeros() const { return count; }
 };
 #endif

@@ -344,21 +344,23 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
         row(Size<1>{}, f);
 }
 
-/// Visit the taps at the positions of each window, each of them once: body(place of its vector, its lane).
+/// Filters whose values are held together where the gradients of weights sum several strips.
+constexpr int64_t JOINT_FILTERS = 32;
+
+/// Visit the taps at the positions of each window of a filter, each of them once: body(place of its vector, its lane).
 template <int N, class Body>
-inline void at_positions(const integer* const (&positions)[N], const integer* is_window, int64_t row_length, int64_t filters,
-                         int64_t length, int64_t taps, Body body)
+inline void at_positions(const integer* const (&positions)[N], const integer* is_window, int64_t f, int64_t length,
+                         const Domain& taps, Body body)
 {
-    for (int64_t f = 0; f < filters; ++f)
-        for (int64_t q = 0; q < length; ++q)
-            for (int i = 0; i < N; ++i) {
-                const int64_t k = positions[i][f * row_length + q];
-                bool wanted = is_window[q] && 0 <= k && k < taps;
-                for (int j = 0; j < i; ++j)
-                    wanted = wanted && positions[j][f * row_length + q] != k;
-                if (wanted)
-                    body(Place<1>{f, 0, k, q / WIDTH * WIDTH}, q % WIDTH);
-            }
+    for (int64_t q = 0; q < length; ++q)
+        for (int i = 0; i < N; ++i) {
+            const int64_t k = positions[i][q];
+            bool wanted = is_window[q] && 0 <= k && k < taps.count;
+            for (int j = 0; j < i; ++j)
+                wanted = wanted && positions[j][q] != k;
+            if (wanted)
+                body(Place<1>{f, 0, k, q / WIDTH * WIDTH}, q % WIDTH);
+        }
 }
 
 /// Room for the total of a gradient.
@@ -388,10 +390,12 @@ struct BankSink {
         give<F, K>(f, k, sums, [&](int i, int j) { return factors[i][j]; });
     }
 
-    void add(Place<1> p, real value) const
+    /// What the windows of a strip have found for the taps of a filter.
+    void add(int64_t f, const real* sums, int64_t count) const
     {
-        if (places[p.k] >= 0)
-            total[p.f * filter + places[p.k]] += value;
+        for (int64_t k = 0; k < count; ++k)
+            if (places[k] >= 0)
+                total[f * filter + places[k]] += sums[k];
     }
 
     template <int F, int K, class Factor> void give(int64_t f, int64_t k, const vec (&sums)[F][K], Factor factor) const

@@ -341,15 +341,17 @@ class Factors(Product):
 
     def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
         super().__init__(windows, over, left, channels)
-        self.zeros = self.full(0.0)
+        self.nonzero, self.zeros = self.full(1.0), self.full(0.0)
 
     def add(self, tap: Block, value: Tensor) -> None:
-        zero = self.seen(value, tap) == 0
-        super().add(tap, value.masked_fill(zero, 1))
+        super().add(tap, value)
+        value = self.seen(value, tap)
+        zero = value == 0
+        tap.window(self.nonzero).mul_(self.reduced(value.masked_fill(zero, 1), "prod"))
         tap.window(self.zeros).add_(self.reduced(zero, "sum"))
 
     def result(self) -> tuple[Tensor, ...]:
-        return self.value * (self.zeros == 0), self.value, self.zeros  # inf and NaN among the other factors survive
+        return self.value, self.nonzero, self.zeros
 
 
 class Max(Sum):
