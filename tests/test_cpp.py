@@ -36,6 +36,8 @@ pytestmark = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, rea
 GOLDEN = Path(__file__).parent / "golden"
 KERNELS = {
     "adder": "-sum(abs(x - w))",
+    "dilation": "max(x + w)",
+    "tangent_product": "prod(tan(x + w))",
     "tropical": "sum(max(x + w, dim=t), dim=c)",
     "softpool": "sum(x*softmax(x))",
     "lifted": "beta: const = 2.0\nsum(w*tanh(beta*x)*exp(-dx**2 - dy**2)) + b",
