@@ -85,7 +85,10 @@ class LiftingPass(Pass):
 
 
 class CppForward(LiftingPass, Forward):
-    """The forward pass."""
+    """The forward pass, which puts together and writes one row of outputs at a time."""
+
+    def values(self) -> list[tuple[str, str, str]]:
+        return [value for value in super().values() if value[0] != "output"]
 
 
 class CppBackward(LiftingPass, Backward):
