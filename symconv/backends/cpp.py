@@ -89,7 +89,7 @@ class CppKernel(NativeKernel[CppPlan]):
         arguments, held = plan.arguments(tensors, self.lying)
         values = (ctypes.c_double * len(numbers))(*numbers) if numbers else None
         scratch = plan.scratch(arguments)
-        plan.function(plan.geometry, arguments, values, scratch.data_ptr(), plan.threads)
+        plan.function(plan.geometry, arguments, values, scratch.data_ptr())
         plan.give_back(scratch)
         del held
 
@@ -142,7 +142,7 @@ class CppKernel(NativeKernel[CppPlan]):
                 library = load(Path(directory) / LIBRARY)
         function = library[f"symconv_{direction}"]
         function.restype = ctypes.c_int64
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        function.argtypes = [ctypes.c_void_p] * 4
         return function
 
 

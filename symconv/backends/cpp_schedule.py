@@ -97,7 +97,7 @@ class CppPlan(Plan):
             pass
         if not self._scratch_bytes:
             numbers = (ctypes.c_double * 16)()
-            self._scratch_bytes.append(self.function(self.geometry, arguments, numbers, None, self.threads))
+            self._scratch_bytes.append(self.function(self.geometry, arguments, numbers, None))
         return torch.empty(self._scratch_bytes[0], dtype=torch.uint8, device="cpu")
 
     def give_back(self, scratch: torch.Tensor) -> None:
@@ -124,13 +124,14 @@ def plan_of(
     by_filters, by_positions = layer.by_filters(), layer.by_positions()
     work = layer.lines * -(-layer.line.length // strip) * -(-layer.filters // filter_step)
     more_strips = layer.more_strips(strip)
-    chosen = {"by_filters": by_filters, "by_positions": by_positions, "margin": layer.margin(strip)}
+    team = threads if by_filters else min(threads, max(work, 1))
+    chosen = {"by_filters": by_filters, "by_positions": by_positions, "margin": layer.margin(strip), "threads": team}
     return CppPlan(
         strip,
         filter_step,
         (tensors[0].shape[0], geometry.out_channels, *geometry.output_size(tensors[0].shape[2:])),
         geometry.groups,
-        threads if by_filters else min(threads, max(work, 1)),
+        team,
         by_filters,
         by_positions,
         more_strips,

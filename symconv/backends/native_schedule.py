@@ -178,6 +178,7 @@ class NativeGeometry(ctypes.Structure):
         ("more_strips", ctypes.c_int64),
         ("margin", ctypes.c_int64),
         ("by_positions", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
     ]
 
 

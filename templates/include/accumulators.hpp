@@ -3,10 +3,6 @@
 
 #include "math.hpp"
 
-#ifndef RANKED
-#define RANKED 0
-#endif
-
 namespace symconv {
 
 /// All count.
@@ -203,11 +199,21 @@ template <int N, int FIRST = 0> SYMCONV_INLINE void put_in_order(vec* values)
 /// The value of a rank, counted from 0 for the smallest, and the position among the taps of the first one that has it.
 /// NaN wins; it holds all the values.  RANKED is how many there are if they are few, else 0.
 struct FirstRank {
+#if RANKED_IN_REGISTERS
+    vec values[RANKED];
+    ivec counts[RANKED];  // whether there is a value, where taps outside the image leave the window
+    FirstRank(vec*, int64_t) {}
+    static constexpr int64_t room(int64_t) { return 0; }
+#else
     vec* values;
-    ivec* counts;  // whether there is a value, where taps outside the image leave the window
+    ivec* counts;
     vec* sorted;
-    vec found;
-    ivec position;
+    FirstRank(vec* room, int64_t count) : values(room), counts(reinterpret_cast<ivec*>(room + count)), sorted(room + 2 * count) {}
+    /// The vectors that so many values need.
+    static constexpr int64_t room(int64_t count) { return 3 * count; }
+#endif
+    vec found = splat(0);
+    ivec broken = splat_int(0), some = splat_int(0), position = splat_int(-1);
     int64_t count = 0;
 
     template <class Mask> void add(Mask mask, ivec, vec v)
@@ -219,24 +225,28 @@ struct FirstRank {
         ++count;
     }
 
-    void choose(vec rank)
+    SYMCONV_INLINE void choose(vec rank)
     {
+        look();
 #if RANKED
-        if (count == RANKED) {
+        if (RANKED_IN_REGISTERS || count == RANKED) {
             vec few[RANKED];
+            UNROLL_RANKED for (int k = 0; k < RANKED; ++k)
+                few[k] = values[k];
 #ifndef SYMCONV_IGNORE
             constexpr int middle = (RANKED - 1) / 2;
             if (number_of(rank) == middle) {  // known here, so that only the pairs that decide it are compared
-                put_values_in_order(few);
+                put_in_order<RANKED>(few);
                 found = few[middle];
                 return settle();
             }
 #endif
-            put_values_in_order(few);
+            put_in_order<RANKED>(few);
             pick(rank, few);
             return settle();
         }
 #endif
+#if !RANKED_IN_REGISTERS
         for (int64_t k = 0; k < count; ++k)
             sorted[k] = values[k];
         for (int64_t size = 1; size < count; size *= 2)
@@ -250,60 +260,69 @@ struct FirstRank {
                         }
         pick(rank, sorted);
         settle();
-    }
-
-#if RANKED
-    SYMCONV_INLINE void put_values_in_order(vec* few) const
-    {
-        UNROLL for (int k = 0; k < RANKED; ++k)
-            few[k] = values[k];
-        put_in_order<RANKED>(few);
-    }
 #endif
+    }
 
     /// A rank that is the same for all windows.
     int64_t number_of(vec rank) const { return least(most(int64_t(rank[0]), 0), count - 1); }
 
-    /// The value of a rank among sorted ones.
-    SYMCONV_INLINE void pick(vec rank, const vec* in_order)
+    /// Whether there are values, and whether some are NaN: those make no order.
+    SYMCONV_INLINE void look()
     {
 #ifdef SYMCONV_IGNORE
-        found = in_order[0];
-        for (int64_t k = 0; k < count; ++k)
-            found = where(rank == splat(real(k)), in_order[k], found);
-#else
-        found = in_order[number_of(rank)];
-#endif
-    }
-
-    /// Values that are NaN make no order, but then the result is NaN; and where the value that was found stands.
-    SYMCONV_INLINE void settle()
-    {
-        ivec broken = splat_int(0);
-#ifdef SYMCONV_IGNORE
-        ivec some = splat_int(0);
-        for (int64_t k = 0; k < count; ++k) {
+        UNROLL_RANKED for (int64_t k = 0; k < count; ++k) {
             some |= counts[k];
             broken |= counts[k] & (values[k] != values[k]);
         }
-        found = where(some, found, splat(0));
 #else
         UNROLL_RANKED for (int64_t k = 0; k + 1 < count; k += 2)
             broken |= (values[k] != values[k]) | (values[k + 1] != values[k + 1]);  // one comparison
         if (count % 2)
             broken |= values[count - 1] != values[count - 1];
 #endif
-        found = where(broken, splat(not_a_number), found);
-        position = splat_int(-1);
-#ifndef SYMCONV_FORGETS
-        UNROLL_RANKED for (int64_t k = count; k-- > 0;) {
+    }
+
+    /// The value of a rank among sorted ones.
+    SYMCONV_INLINE void pick(vec rank, const vec* in_order)
+    {
 #ifdef SYMCONV_IGNORE
-            const ivec here = counts[k] & ((values[k] == found) | ((values[k] != values[k]) & (found != found)));
+        found = in_order[0];
+        UNROLL_RANKED for (int64_t k = 0; k < count; ++k)
+            found = where(rank == splat(real(k)), in_order[k], found);
 #else
-            const ivec here = (values[k] == found) | ((values[k] != values[k]) & (found != found));
+        found = in_order[number_of(rank)];
 #endif
-            position = where(here, splat_int(integer(k)), position);
+    }
+
+    /// NaN where values were, 0 where there were none; and where the value that was found stands.
+    SYMCONV_INLINE void settle()
+    {
+#ifdef SYMCONV_IGNORE
+        found = where(some, found, splat(0));
+#endif
+#ifndef SYMCONV_FORGETS
+        for_each_down([&](int64_t k, auto counts) {
+            position = where((values[k] == found) & counts, splat_int(integer(k)), position);
+        });
+#endif
+        if (UNLIKELY(any(broken))) {
+            found = where(broken, splat(not_a_number), found);
+#ifndef SYMCONV_FORGETS
+            for_each_down([&](int64_t k, auto counts) {
+                position = where(broken & (values[k] != values[k]) & counts, splat_int(integer(k)), position);
+            });
+#endif
         }
+    }
+
+    /// Visit the values from the last to the first: body(its number, where it counts).
+    template <class Body> SYMCONV_INLINE void for_each_down(Body body) const
+    {
+        UNROLL_RANKED for (int64_t k = count; k-- > 0;)
+#ifdef SYMCONV_IGNORE
+            body(k, counts[k]);
+#else
+            body(k, Everywhere{});
 #endif
     }
 

@@ -224,7 +224,7 @@ inline real* pack_channels(const Tensor& tensor, const Elements& elements, const
     const int64_t tiles = ceil_div(g.channels, C), taps = windows.taps, filters = g.filters;
     real* packed = arena.take<real>(g.groups * tiles * taps * filters * C);
     const storage* data = static_cast<const storage*>(tensor.data);
-    spread(arena.fills ? g.groups * tiles * taps : 0, filters * C, [&](int64_t row, int64_t column) {
+    spread(g.threads, arena.fills ? g.groups * tiles * taps : 0, filters * C, [&](int64_t row, int64_t column) {
         const int64_t group = row / (tiles * taps), tile = row / taps % tiles, t = row % taps;
         const int64_t c = tile * C + column % C, f = column / C, k = PER_TAP ? c * taps + t : 0;
         const int64_t place = c < g.channels ? elements.places[k] : -1;

@@ -3,7 +3,6 @@
 
 #include <new>
 
-#include "threads.hpp"
 #include "window.hpp"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

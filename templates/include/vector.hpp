@@ -16,6 +16,8 @@
 #include <immintrin.h>
 #endif
 
+#include "threads.hpp"
+
 #ifndef SYMCONV_REAL
 #define SYMCONV_REAL float
 #endif
@@ -36,6 +38,10 @@
 // Loops over taps: an out-of-order core needs no more than one at a time.
 #define UNROLL_TAPS
 // Loops over values that are put in order: if they are few, and as many as the compiler is told, they stay in registers.
+#ifndef RANKED
+#define RANKED 0
+#endif
+#define RANKED_IN_REGISTERS (RANKED > 0)
 #if !RANKED
 #define UNROLL_RANKED
 #elif defined(__clang__)
@@ -194,12 +200,14 @@ template <class Body> SYMCONV_INLINE void vectors(int64_t rows, int64_t length, 
             body(f, q);
 }
 
-/// body(row, column) for each of `rows` times `columns`, by all teams together.
-template <class Body> SYMCONV_INLINE void spread(int64_t rows, int64_t columns, Body body)
+/// body(row, column) for each of `rows` times `columns`, by so many threads together if that is worth waking them.
+template <class Body> inline void spread(int64_t threads, int64_t rows, int64_t columns, Body body)
 {
-    for (int64_t row = 0; row < rows; ++row)
-        for (int64_t column = 0; column < columns; ++column)
-            body(row, column);
+    in_parallel(rows * columns < 16384 ? 1 : threads, [&](int64_t thread, int64_t team) {
+        for (int64_t row = rows * thread / team; row < rows * (thread + 1) / team; ++row)
+            for (int64_t column = 0; column < columns; ++column)
+                body(row, column);
+    });
 }
 
 // -- Bits and conversions ---------------------------------------------------------------------------------------------

@@ -32,6 +32,11 @@ using uint64_t = unsigned long long;
 #define PRAGMA(text) _Pragma(#text)
 #define UNROLL_TIMES(count) PRAGMA(unroll count)
 #define UNROLL_TAPS UNROLL_TIMES(TAPS_AT_A_TIME)
+// Values that are put in order wait in memory, also if they are few.
+#ifndef RANKED
+#define RANKED 0
+#endif
+#define RANKED_IN_REGISTERS 0
 #define UNROLL_RANKED
 #define UNROLL_RANKED_TAPS UNROLL_TAPS
 #define UNLIKELY(condition) __builtin_expect(condition, 0)
@@ -95,7 +100,7 @@ template <class Body> inline void vectors(int64_t rows, int64_t length, Body bod
 }
 
 /// body(row, column) for each of `rows` times `columns`, by all blocks of a launch together; nobody waits.
-template <class Body> SYMCONV_INLINE void spread(int64_t rows, int64_t columns, Body body)
+template <class Body> SYMCONV_INLINE void spread(int64_t, int64_t rows, int64_t columns, Body body)
 {
     for (int64_t i = blockIdx.x * TEAM + RANK; i < rows * columns; i += gridDim.x * TEAM)
         body(i / columns, i % columns);

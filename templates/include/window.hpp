@@ -27,6 +27,7 @@ struct Geometry {
     int64_t more_strips;  // that they sum together with a strip then
     int64_t margin;       // places around a strip where pixels look for windows that see them, 0 if they do not
     int64_t by_positions; // whether gradients go straight to the taps at the positions of maxima
+    int64_t threads;      // of a CPU that share the work
 };
 
 /// A tensor: where it is, and the distances of its elements along n, channel, tap, z, y, x.
@@ -322,11 +323,16 @@ inline real* laid_out(const Windows& windows, int64_t count, Arena& arena, Eleme
     const int64_t padded = PER_FILTER ? padded_filters<BLOCK>(windows) : 1;
     real* packed = arena.take<real>(groups * padded * taps);
     const int64_t whole = PER_FILTER && PER_TAP ? (WHOLE_BLOCKS ? padded : filters / BLOCK * BLOCK) : 0;
-    const int64_t rows = WHOLE_BLOCKS ? padded : filters;
-    spread(arena.fills ? groups * rows : 0, taps, [&](int64_t row, int64_t k) {
-        const int64_t group = row / rows, f = row % rows, width = f < whole ? BLOCK : 1;
-        const int64_t block = (group * padded + f / width * width) * taps + f % width;
-        packed[block + k * width] = f < filters ? element(group, f, k) : real(0);
+    const int64_t blocks = whole / BLOCK, left = (WHOLE_BLOCKS ? padded : filters) - whole;
+    spread(g.threads, arena.fills ? groups * blocks : 0, taps, [&](int64_t row, int64_t k) {
+        const int64_t group = row / blocks, f = row % blocks * BLOCK;
+        real* block = packed + (group * padded + f) * taps + k * BLOCK;
+        UNROLL for (int i = 0; i < BLOCK; ++i)
+            block[i] = f + i < filters ? element(group, f + i, k) : real(0);
+    });
+    spread(g.threads, arena.fills ? groups * left : 0, taps, [&](int64_t row, int64_t k) {
+        const int64_t group = row / left, f = whole + row % left;
+        packed[(group * padded + f) * taps + k] = f < filters ? element(group, f, k) : real(0);
     });
     return packed;
 }
