@@ -8,7 +8,7 @@ from oracles import random
 from torch import Tensor
 
 import symconv as sc
-from symconv.errors import DerivativeError
+from symconv.errors import DerivativeError, FormulaError
 
 inf, nan = torch.inf, torch.nan
 
@@ -244,3 +244,24 @@ def test_results_are_the_same_bits_every_time(backend: str) -> None:
         runs.append((y, *torch.autograd.grad(y.square().sum(), (x, w))))
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0]))
+
+
+def test_names_that_generated_code_has_too(backend: str) -> None:
+    formula = (
+        "{0}: param[o, c]\n{1}: input\n{2}: field[o]\n{3}: weight\n{4}: const = 2\n"
+        "sum(w*x*{0} + {3}*sin({1})) + {2}*max({4}*x)"
+    )
+    shapes = (2, 2), (1, 2, 5), (1, 2, 3), (2, 2, 3)
+    given = [random(*shape).requires_grad_() for shape in ((1, 2, 5), (2, 2, 3), *shapes)]
+
+    def outcome(names: str) -> list[Tensor]:
+        operands = dict(zip(names.split(), given[2:]))
+        y = sc.conv1d(formula.format(*names.split()), given[0], given[1], backend=backend, **operands)
+        return [y, *torch.autograd.grad(y.sin().sum(), given)]
+
+    expected = outcome("p g q v beta")
+    for names in ("Bank planes clear vec Range", "here Image counted at double", "range BankSink Inside V FLAT"):
+        assert all(map(torch.equal, outcome(names), expected)), names
+    for name in ("x_planes", "w_packed", "take", "values", "grad_x", "sum_1"):
+        with pytest.raises(FormulaError, match="taken"):
+            sc.Kernel(f"{name}: param\nsum(x)*{name}")

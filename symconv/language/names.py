@@ -19,17 +19,17 @@ RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES
     """
     bias weight input param const field kernel init device dtype backend in_channels out_channels
     kernel_size stride padding dilation groups padding_mode padding_value
-    grad grad_output layout windows tap kept given needs gradients place value names name like output shape
+    grad grad_output layout windows tap kept given needs gradients place value values take names name like output shape
     forward backward combine torch math functools itertools max map zip tuple
     Layout Block Tensor Product Factors Max FirstMax Exponentials Mean Moment Rank FirstRank
     ImageGradient BankGradient FieldGradient
     Iterator Sequence NamedTuple ClassVar
     """.split()
 )
-#: Names that generated code numbers.
+#: Names that generated code numbers, or makes of another one.
 GENERATED = re.compile(
     r"(sum|product|nonzero|zeros|(arg)?(max|rank)|peak|exponentials|moment|mean|value)_\d+|(count|position)(_.*)?"
-    r"|(running|grad|forward|backward|gradient)_.*"
+    r"|(running|grad|forward|backward|gradient)_.*|.*_(planes|values|packed|elements|total|sums)"
 )
 
 

@@ -33,8 +33,8 @@ TAKEN = frozenset(
 
 
 def identifier(name: str) -> str:
-    """A name of a formula as a name in C++.  Capital letters alone are what macros are called."""
-    return f"{name}_" if name in TAKEN or (name.isupper() and len(name) > 1) else name
+    """A name of a formula as a name in C++.  Types and macros begin with a capital letter."""
+    return f"{name}_" if name in TAKEN or (name[0].isupper() and len(name) > 1) else name
 
 
 class CppPrinter(SourcePrinter):

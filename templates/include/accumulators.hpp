@@ -318,12 +318,14 @@ struct FirstRank {
     /// Visit the values from the last to the first: body(its number, where it counts).
     template <class Body> SYMCONV_INLINE void for_each_down(Body body) const
     {
-        UNROLL_RANKED for (int64_t k = count; k-- > 0;)
+        UNROLL_RANKED for (int64_t i = 1; i <= count; ++i) {
+            const int64_t k = count - i;
 #ifdef SYMCONV_IGNORE
             body(k, counts[k]);
 #else
             body(k, Everywhere{});
 #endif
+        }
     }
 
     vec rank() const { return found; }

@@ -230,6 +230,9 @@ SYMCONV_INLINE ivec where(ivec mask, ivec a, ivec b) { return mask.value ? a : b
 /// 1 where z > 0, -1 where z < 0, else 0: also for NaN, as torch.sign.
 SYMCONV_INLINE vec sign(vec z) { return where(z > 0, 1, splat(0)) - where(z < 0, 1, splat(0)); }
 
+/// Whether a mask holds for this thread's number.
+SYMCONV_INLINE bool any(ivec mask) { return mask.value != 0; }
+
 /// Whether this thread's number is greater than `bound`.
 SYMCONV_INLINE bool any_greater(vec value, real bound) { return value.value > bound; }
 
