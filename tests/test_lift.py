@@ -7,13 +7,20 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import BACKENDS
 from oracles import random, same_values_and_gradients
 
 import symconv as sc
 from symconv.backends import backends
 from symconv.lower import lower
 
-needs_compiler = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(params=[each for each in BACKENDS if each != "torch"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """A backend that lifts."""
+    return str(request.param)
 
 
 def lifted(text: str) -> tuple[set[str], set[str]]:
@@ -104,13 +111,12 @@ FORMULAS = {
 }
 
 
-@needs_compiler
 @pytest.mark.parametrize("options", SHAPES, ids=str)
 @pytest.mark.parametrize("name", FORMULAS)
-def test_as_on_the_torch_backend(name: str, options: dict[str, Any]) -> None:
+def test_as_on_the_torch_backend(name: str, options: dict[str, Any], backend: str) -> None:
     torch.manual_seed(0)
     formula = FORMULAS[name]
-    layers = [sc.Conv2d(formula, 4, 6, 3, dtype=torch.float64, backend=each, **options) for each in ("cpp", "torch")]
+    layers = [sc.Conv2d(formula, 4, 6, 3, dtype=torch.float64, backend=each, **options) for each in (backend, "torch")]
     with torch.no_grad():
         for parameter, other in zip(*(each.parameters() for each in layers)):
             parameter.copy_(random(*parameter.shape, scale=0.5))
@@ -126,60 +132,52 @@ def test_as_on_the_torch_backend(name: str, options: dict[str, Any]) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
 
 
-@needs_compiler
 @pytest.mark.parametrize("groups", [1, 2])
-def test_against_a_convolution(groups: int) -> None:
+def test_against_a_convolution(groups: int, backend: str) -> None:
     x, w = random(2, 4, 7, 8), random(6, 4 // groups, 3, 3)
     same_values_and_gradients(
-        lambda x, w: sc.conv2d("sum(tanh(x)*sigmoid(w))", x, w, padding=1, groups=groups, backend="cpp"),
+        lambda x, w: sc.conv2d("sum(tanh(x)*sigmoid(w))", x, w, padding=1, groups=groups, backend=backend),
         lambda x, w: F.conv2d(F.pad(x, [1] * 4).tanh(), w.sigmoid(), groups=groups),
         [x, w],
     )
 
 
-@needs_compiler
-def test_an_image_of_one_channel_that_all_share() -> None:
+def test_an_image_of_one_channel_that_all_share(backend: str) -> None:
     x, w, g = random(2, 4, 7, 8), random(6, 4, 3, 3), random(2, 1, 7, 8)
     same_values_and_gradients(
-        lambda x, w, g: sc.conv2d("g: input\nsum(w*x*tanh(g))", x, w, g=g, padding=1, backend="cpp"),
+        lambda x, w, g: sc.conv2d("g: input\nsum(w*x*tanh(g))", x, w, g=g, padding=1, backend=backend),
         lambda x, w, g: F.conv2d(x * g.tanh(), w, padding=1),
         [x, w, g],
     )
 
 
-@needs_compiler
 @pytest.mark.parametrize("formula", ["sum(1.5*w*(x - x[c, 0])**2)", "sum(w*softmax((x[c, 0] - x)**2))"])
-def test_a_common_factor_that_is_a_difference(formula: str) -> None:
+def test_a_common_factor_that_is_a_difference(formula: str, backend: str) -> None:
     """It is 0 under the tap at the centre, and of few digits under the others."""
     x, w = 1000 + 1e-6 * random(1, 2, 6), random(3, 2, 3)
     found = []
-    for backend in ("cpp", "torch"):
+    for each in (backend, "torch"):
         x = x.detach().requires_grad_()
-        y = sc.conv1d(formula, x, w, backend=backend)
+        y = sc.conv1d(formula, x, w, backend=each)
         found.append(torch.autograd.grad(y, x, torch.arange(12.0).double().view_as(y))[0])
     torch.testing.assert_close(*found, rtol=1e-7, atol=0)
 
 
-@needs_compiler
-def test_second_derivatives() -> None:
+def test_second_derivatives(backend: str) -> None:
     x, w = random(1, 2, 5, 5).requires_grad_(), random(3, 2, 3, 3).requires_grad_()
-    ours = lambda x, w: sc.conv2d("sum(tanh(x)*exp(w))", x, w, backend="cpp")  # noqa: E731
+    ours = lambda x, w: sc.conv2d("sum(tanh(x)*exp(w))", x, w, backend=backend)  # noqa: E731
     assert torch.autograd.gradgradcheck(ours, (x, w))
 
 
-@needs_compiler
 @pytest.mark.parametrize("formula", ["sum(x*sqrt(w))", "sum(x/w)", "sum(w*x/(1 + x**2))"])
-def test_infinite_slopes(formula: str) -> None:
+def test_infinite_slopes(formula: str, backend: str) -> None:
     """Lanes of a vector without a window do not turn what is infinite into NaN."""
     x, w = torch.ones(1, 1, 2, 2).double().requires_grad_(), torch.zeros(1, 1, 1, 1).double().requires_grad_()
-    found = [
-        torch.autograd.grad(sc.conv2d(formula, x, w, backend=backend).sum(), [x, w]) for backend in ("cpp", "torch")
-    ]
+    found = [torch.autograd.grad(sc.conv2d(formula, x, w, backend=each).sum(), [x, w]) for each in (backend, "torch")]
     for mine, other in zip(*found):
         torch.testing.assert_close(mine, other, equal_nan=True)
 
 
-@needs_compiler
 @pytest.mark.parametrize(
     ("formula", "at", "weight"),
     [
@@ -188,10 +186,10 @@ def test_infinite_slopes(formula: str) -> None:
         ("sum(w*x*exp(x))", 86.0, 1e-20),
     ],
 )
-def test_what_is_lifted_is_multiplied_in_the_same_order(formula: str, at: float, weight: float) -> None:
+def test_what_is_lifted_is_multiplied_in_the_same_order(formula: str, at: float, weight: float, backend: str) -> None:
     """Another one would overflow."""
     x, w = torch.full((1, 1, 2, 2), at, requires_grad=True), torch.full((1, 1, 1, 1), weight, requires_grad=True)
-    y = sc.conv2d(formula, x, w, backend="cpp")
+    y = sc.conv2d(formula, x, w, backend=backend)
     exact = sc.conv2d(formula, x.double(), w.double(), backend="torch")
     torch.testing.assert_close(y, exact.float(), rtol=1e-4, atol=0)
     assert y.isfinite().all()
@@ -201,9 +199,8 @@ def test_a_product_that_overflows_above_a_bar_is_not_lifted() -> None:
     assert lifted("sum(w*x*exp(x)/(1 + x**2))")[0] == {"exp(x)"}
 
 
-@needs_compiler
-def test_half_precision_computes_in_float32() -> None:
+def test_half_precision_computes_in_float32(backend: str) -> None:
     x, w = random(2, 4, 7, 8).to(torch.bfloat16), random(6, 4, 3, 3).to(torch.bfloat16)
-    y = sc.conv2d("sum(exp(x)*exp(w))", x, w, padding=1, backend="cpp")
+    y = sc.conv2d("sum(exp(x)*exp(w))", x, w, padding=1, backend=backend)
     exact = F.conv2d(F.pad(x.double(), [1] * 4).exp(), w.double().exp())
     torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=0)

@@ -72,7 +72,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
     from ..lower import lower
     from .cuda_source import cuda_source
 
-    schedule = lower(kernel.formula)
+    schedule = lower(kernel.formula, lift=True)
     source, flat = cuda_source(kernel, schedule)
     return {SOURCE: source, FACTS: json.dumps(facts_of(kernel, schedule)._replace(flat=flat)._asdict())}
 

@@ -3,6 +3,7 @@
 A flat pass sweeps once over all channels and taps of x, and reads everything where the tap is.  So it can be computed
 like a product of matrices: results in registers, planes and values of windows in shared memory, see `stages.hpp`.
 Weights and x of a tap, values of a window and constants are then variables, which printed functions are called with.
+What is computed once per pixel has planes of its own in shared memory, made of those of x when they have come.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import sympy as sp
 
 from ..language.axes import WINDOW, Domain
 from ..language.symbols import Access, Operand
+from ..lift import Lifted
 from ..lower import GRAD, Sweep
-from .native_source import SIZES, Pass
+from .lifting import LiftingPass
+from .native_source import SIZES
 
 #: The one domain of the sweeps of a flat pass.
 ALL = "ct"
+#: The variable of a pixel of which something is computed.
+UNDER = "under"
 
 
 class NotFlatError(Exception):
     """A pass does something that tiles in registers cannot."""
 
 
-def flat_forward(given: Pass) -> dict[str, Any] | None:
+def flat_forward(given: LiftingPass) -> dict[str, Any] | None:
     """What the template is told of a flat forward pass; None for one that is not flat."""
     try:
         return Forward(given).context()
@@ -33,7 +38,7 @@ def flat_forward(given: Pass) -> dict[str, Any] | None:
         return None
 
 
-def flat_backward(given: Pass) -> dict[str, Any] | None:
+def flat_backward(given: LiftingPass) -> dict[str, Any] | None:
     """What the template is told of a flat backward pass; None for one that is not flat."""
     try:
         return Backward(given).context()
@@ -44,6 +49,18 @@ def flat_backward(given: Pass) -> dict[str, Any] | None:
 def here(name: str) -> str:
     """The variable of what is called `name` in formulas, which is no name of the template."""
     return f"{name}_here"
+
+
+def is_number(symbol: sp.Symbol) -> bool:
+    """Whether it is the same everywhere, and finite."""
+    return isinstance(symbol, Operand) and symbol.role in ("const", "size")
+
+
+def of_pixel(symbol: sp.Symbol) -> bool:
+    """Whether it is the same at all taps that see a pixel."""
+    if isinstance(symbol, Lifted):
+        return symbol.pixel is not None
+    return is_number(symbol) or (isinstance(symbol, Operand) and symbol.role == "input")
 
 
 def unused(symbol: sp.Symbol) -> str:
@@ -65,10 +82,12 @@ def used(sweep: Sweep, wanted: Callable[[str], bool]) -> list[sp.Symbol]:
 class Reader:
     """The symbols that some functions read, as variables of the generated code."""
 
-    def __init__(self, given: Pass) -> None:
+    def __init__(self, given: LiftingPass) -> None:
         self.given = given
-        #: Reads of x: variable, whether at the centre.
+        #: Reads of x, or of what is computed of it: variable, whether at the centre.
         self.images: dict[str, bool] = {}
+        #: What is computed of it: variable, how, of a pixel.
+        self.lifted: dict[str, str] = {}
         #: Reads of weights and parameters: variable, how they are packed.
         self.banks: dict[str, dict[str, Any]] = {}
         #: Constants: variable, value.
@@ -86,6 +105,8 @@ class Reader:
             self.counts = True
             self.numbers[name] = "windows.taps * " * ("t" in counted.axes) + self.given.channels(counted)
             return name
+        if isinstance(symbol, Lifted):
+            return self.computed(name, symbol, where, of_image, of_bank)
         if not isinstance(symbol, Operand):
             if getattr(symbol, "position", False) and symbol.name.startswith("position"):
                 if where.axes != ALL:
@@ -94,9 +115,7 @@ class Reader:
             return name + of_value
         base = symbol.operand
         if base.role == "input":
-            if base.name != "x" or (isinstance(symbol, Access) and (symbol.own or symbol.shift)):
-                raise NotFlatError
-            self.images[name] = isinstance(symbol, Access) and symbol.shift is None
+            self.images[name] = self.is_centre(symbol)
             return name + of_image
         if base.role in ("weight", "bias", "param"):
             self.banks[name] = self.bank(name, symbol, where)
@@ -109,24 +128,47 @@ class Reader:
             raise NotFlatError
         return name
 
-    def bank(self, name: str, symbol: Operand, where: Domain) -> dict[str, Any]:
-        per_filter, per_tap = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
-        prefix = f"{self.given.id(where)}_{self.given.identifier(symbol)}"
-        if where.axes == ALL and isinstance(symbol, Access) and symbol.own:
+    @staticmethod
+    def is_centre(symbol: Operand) -> bool:
+        """Whether x is read at the centre of the window, and not at the tap."""
+        access = symbol if isinstance(symbol, Access) else None
+        if symbol.operand.name != "x" or (access and (access.own or access.shift)):
             raise NotFlatError
+        return access is not None and access.shift is None
+
+    def computed(self, name: str, symbol: Lifted, where: Domain, of_image: str, of_bank: str) -> str:
+        """What is computed once per pixel or weight."""
+        if symbol.pixel is None:
+            self.banks[name] = self.bank(name, symbol, where)
+            return name + of_bank
+        self.images[name] = self.is_centre(symbol.pixel)
+        arguments = [UNDER if s.role == "input" else self.variable(s, where) for s in symbol.block.arguments]
+        self.lifted[name] = f"{self.given.identifier(symbol)}({', '.join(arguments)})"
+        return name + of_image
+
+    def bank(self, name: str, symbol: Operand | Lifted, where: Domain) -> dict[str, Any]:
+        per_filter, per_tap = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
+        if where.axes == ALL:
+            read = symbol.block.arguments if isinstance(symbol, Lifted) else (symbol,)
+            if any(isinstance(each, Access) and each.own for each in read):
+                raise NotFlatError
         return {
             "name": name,
-            "packed": f"shared.{prefix}_packed",
-            "elements": f"shared.{prefix}_elements",
-            "tensor": self.given.tensors.index(symbol.operand.name),
+            "packed": f"shared.{self.given.id(where)}_{self.given.identifier(symbol)}_packed",
+            "element": self.given.element(self.given.identifier(symbol), symbol, where, "shared."),
             "per_filter": per_filter,
             "per_tap": per_tap and where.axes == ALL,
             "flags": ", ".join("true" if each else "false" for each in (per_filter, per_tap)),
         }
 
     def facts(self) -> dict[str, Any]:
+        """What the template is told; of images also which of several sets of planes has them."""
+        raw = [name for name in self.images if name not in self.lifted]
+        sets = dict.fromkeys(raw, 0) | {name: bool(raw) + k for k, name in enumerate(self.lifted)}
         return {
-            "images": [*self.images.items()],
+            "images": [(name, centre, sets[name]) for name, centre in self.images.items()],
+            "lifted": [(name, call, sets[name]) for name, call in self.lifted.items()],
+            "sets": bool(raw) + len(self.lifted),
             "banks": [*self.banks.values()],
             "numbers": [*self.numbers.items()],
             "counts": self.counts,
@@ -136,7 +178,7 @@ class Reader:
 class Forward:
     """A forward pass whose accumulators stay in registers."""
 
-    def __init__(self, given: Pass) -> None:
+    def __init__(self, given: LiftingPass) -> None:
         self.given = given
         if len(given.sweeps) != 1:
             raise NotFlatError
@@ -204,7 +246,7 @@ class Forward:
 class Backward:
     """A backward pass all whose sweeps give gradients of x, at the tap, and of weights and parameters."""
 
-    def __init__(self, given: Pass) -> None:
+    def __init__(self, given: LiftingPass) -> None:
         self.given = given
         self.kept = [GRAD, *given.schedule.kept]
         self.values = {here(given.identifier(symbol)): symbol for symbol in self.kept}
@@ -237,11 +279,45 @@ class Backward:
 
     def slots(self, symbols: Iterable[sp.Symbol]) -> list[str]:
         """The values of a window among some symbols."""
-        names = [here(self.given.identifier(s)) for s in symbols if not isinstance(s, Operand)]
+        names = [here(self.given.identifier(s)) for s in symbols if not isinstance(s, (Operand, Lifted))]
         found = [name for name in names if name in self.values]
         known = {*self.values, *(here(self.given.identifier(s)) for s in self.given.schedule.counts)}
         if any(name not in known and not name.startswith("position") for name in names):
             raise NotFlatError
+        return found
+
+    def sinks(
+        self,
+        name: str,
+        sweep: Sweep,
+        printed: dict[str, Any],
+        kind: str,
+        at_end: Callable[[sp.Symbol], bool],
+        readers: tuple[Reader, Reader],
+        indices: tuple[str, str],
+    ) -> list[dict[str, Any]]:
+        """Where gradients go, each with what its sum is multiplied by at the end, or its value at each tap.
+
+        Args:
+            name, sweep, printed: the sweep.
+            kind: "images" or "banks".
+            at_end: whether something is known when all taps have passed.
+            readers: of what is read at a tap, and at the end.
+            indices: of images and of weights at a tap.
+        """
+        factors = sweep.factors or (None,) * len(sweep.gradients)
+        found, sinks = [], iter(printed[kind])
+        for place, value, block in zip(sweep.gradients, printed["taps"]["values"], factors):
+            if (place.operand.role == "input") != (kind == "images"):
+                continue
+            factor = ""
+            if block is not None:
+                last = all(map(at_end, block.arguments))
+                reader, at = (readers[1], ("", "")) if last else (readers[0], indices)
+                arguments = [reader.variable(symbol, sweep.where, *at) for symbol in block.arguments]
+                factor = f"{name}_{self.given.identifier(place)}_factor({', '.join(arguments)})"
+                value, factor = (value, factor) if last else (f"{value} * {factor}", "")
+            found.append({**next(sinks), "value": value, "factor": factor})
         return found
 
     def banks(self, name: str, sweep: Sweep, printed: dict[str, Any]) -> dict[str, Any]:
@@ -253,13 +329,14 @@ class Backward:
         ]
         if sweep.where == WINDOW and reader.images:
             raise NotFlatError
+        sinks = self.sinks(name, sweep, printed, "banks", is_number, (reader, reader), ("", "[i][j]"))
         return {
             **reader.facts(),
             "name": name,
             "id": printed["id"],
             "inside": printed["inside"] == "inside",
             "call": f"{name}_tap({', '.join(arguments)})",
-            "sinks": printed["banks"],
+            "sinks": sinks,
             "slots": self.slots(read),
         }
 
@@ -273,14 +350,18 @@ class Backward:
             reader.variable(s, sweep.where, "[i][v]", "[i]", "[v]") if s in read else unused(s)
             for s in sweep.taps.arguments
         ]
-        if any(reader.images.values()):
+        at_end = Reader(self.given)
+        sinks = self.sinks(name, sweep, printed, "images", of_pixel, (reader, at_end), ("[i][v]", "[i]"))
+        reader.numbers |= at_end.numbers
+        if any((reader.images | at_end.images).values()):
             raise NotFlatError
         return {
             **reader.facts(),
             "name": name,
             "id": printed["id"],
             "call": f"{name}_tap({', '.join(arguments)})",
-            "sinks": printed["images"],
+            "sinks": sinks,
+            "at_end": at_end.facts(),
             "slots": self.slots(read),
         }
 
@@ -309,20 +390,20 @@ def per_tap(sweep: dict[str, Any]) -> int:
 def facts_of_flat(forward: dict[str, Any] | None, backward: dict[str, Any] | None) -> list[list[int]]:
     """What a plan needs to know, for each pass that is flat.
 
-    Of the forward pass the tables of places of x and the weights of a tap.  Of the backward pass the tables, the values
-    of a window, the gradients of x and those of weights that one tap gives, the weights that the former and the latter
-    read, and whether it counts taps.
+    Of the forward pass the tables of places of x, the weights of a tap and the sets of planes.  Of the backward pass
+    the sets, the values of a window, the gradients of x and those of weights that one tap gives, the weights that the
+    former and the latter read, and whether it counts taps.
     """
     found: list[list[int]] = [[], []]
     if forward is not None:
-        found[0] = [len(forward["images"]), per_tap(forward)]
+        found[0] = [len(forward["images"]), per_tap(forward), forward["sets"]]
     if backward is not None:
-        images = max((len(each["images"]) for each in backward["banks"]), default=0)
+        sets = max((each["sets"] for each in backward["banks"]), default=0)
         sinks = max((len(each["sinks"]) for each in backward["banks"]), default=0)
         pixels = backward["pixels"]
         of_pixels = [len(pixels["sinks"]), per_tap(pixels)] if pixels else [0, 0]
         every = [*backward["banks"], *backward["befores"], *filter(None, [pixels])]
         counts = int(any(each["counts"] for each in every))
         banks = max(map(per_tap, backward["banks"]), default=0)
-        found[1] = [images, len(backward["slots"]), *of_pixels, sinks, banks, counts]
+        found[1] = [sets, len(backward["slots"]), *of_pixels, sinks, banks, counts]
     return found

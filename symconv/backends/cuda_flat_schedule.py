@@ -203,7 +203,7 @@ class _Shape:
             return 1
         if backward:
             return 4 if cost <= 4 else 2 if cost <= 6 else 1
-        _, banks = self.facts.flat[0]
+        _, banks, _ = self.facts.flat[0]
         return 6 // (banks + self.facts.state[0] - 1 or 1) if cost <= 2 else 2
 
     def options(self, direction: str, **tiles: int) -> tuple[str, ...]:
@@ -223,7 +223,7 @@ class _Shape:
 
     def forward(self, vectors: int = 8) -> Cut | None:
         """The cut with up to so many vectors in a tile, fewer where shared memory has no room for their planes."""
-        tables, _ = self.facts.flat[0]
+        tables, _, sets = self.facts.flat[0]
         room = self.room("forward", "forward", self.facts.state[0])
         tile = tiled(room, 8, self.filters)
         tile = tile._replace(second=min(tile.second, vectors))
@@ -232,7 +232,7 @@ class _Shape:
         tile = narrowed(tile, self.line.length, lines, self.filters, self.processors, each)
         strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
         beside = self.planes(strip) if self.ignore else 0
-        stage, near = self.staged(beside, self.planes(strip), (tables + self.ignore) * self.taps, self.channels)
+        stage, near = self.staged(beside, sets * self.planes(strip), (tables + self.ignore) * self.taps, self.channels)
         if stage < 1:
             return self.forward(tile.second // 2) if tile.second > 1 else None
         units = lines * -(-self.line.length // strip) * -(-self.filters // step)
@@ -243,7 +243,7 @@ class _Shape:
         return Cut(options, (prepare, launch))
 
     def backward(self) -> Cut | None:
-        images, slots, pixels, turned, sinks, banks, counts = self.facts.flat[1]
+        sets, slots, pixels, turned, sinks, banks, counts = self.facts.flat[1]
         if counts and self.ignore:
             return None
         if pixels and self.geometry.kernel_size[:-2] not in ((), (1,)):
@@ -261,7 +261,7 @@ class _Shape:
         # The sums of a tile, and the weights that they depend on, are 48 numbers at most.
         room = self.room("backward_weights", "backward", 1)
         room = max(min(room, 3 * room // (2 * max(sinks + banks, 1))), 1)
-        weights = self._weights(room, images, slots)
+        weights = self._weights(room, sets, slots)
         if weights is None:
             return None
         options |= weights.options
@@ -286,13 +286,13 @@ class _Shape:
         launch = self.launched("symconv_backward_pixels", units, self.line.told(strip, 1))
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
 
-    def _weights(self, room: int, images: int, slots: int) -> Banks | None:
+    def _weights(self, room: int, sets: int, slots: int) -> Banks | None:
         """The tiles with which the gradients of weights are soonest done: the same ones for every size of a batch."""
         lanes = [(down, across) for down in (1, 2, 4, 8) for across in (1, 2, 4, 8) if down * across <= WARP // 2]
-        found = [self._banks(room, images, slots, *each) for each in lanes]
+        found = [self._banks(room, sets, slots, *each) for each in lanes]
         return min((each for each in found if each is not None), key=lambda each: each.cost, default=None)
 
-    def _banks(self, room: int, images: int, slots: int, down: int, across: int) -> Banks | None:
+    def _banks(self, room: int, sets: int, slots: int, down: int, across: int) -> Banks | None:
         """Tiles for warps of `down` times `across` threads that have tiles of their own; None without room for them."""
         count = self.channels * self.taps
         first = min(4, power_above(self.filters), room)
@@ -302,7 +302,7 @@ class _Shape:
         second = min(8, room // first, -(-count // across))
         columns = min(WEIGHT_WARPS // rows, power_above(-(-count // (second * across))))
         step, wide = first * down * rows, second * across * columns
-        most = min(max((wide - 2) // self.taps + 2, 1), self.channels) if images else 0
+        most = sets * min(max((wide - 2) // self.taps + 2, 1), self.channels)
 
         def staged(strip: int) -> int:
             planes = (most + self.ignore) * self.planes(strip)

@@ -1,4 +1,7 @@
-"""The text of a kernel for GPUs: that of `native_source`, but for flat passes and for the gradients of weights."""
+"""The text of a kernel for GPUs: that of `native_source`, but for flat passes and for the gradients of weights.
+
+What is computed once per weight is computed where weights are packed; once per pixel, where pixels come into memory.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from typing import Any
 from ..kernel import Kernel
 from ..language.axes import Domain
 from ..language.symbols import Operand
-from ..lower import Schedule
-from .cuda_flat import facts_of_flat, flat_backward, flat_forward
+from ..lower import Schedule, Sweep
+from .cuda_flat import facts_of_flat, flat_backward, flat_forward, is_number
+from .lifting import LiftingPass
 from .native_source import Backward, Forward, Member, native_source
 
 
@@ -19,7 +23,7 @@ def cuda_source(kernel: Kernel, schedule: Schedule) -> tuple[str, list[list[int]
     return text, facts_of_flat(forward.flat, backward.flat)
 
 
-class CudaForward(Forward):
+class CudaForward(LiftingPass, Forward):
     """The forward pass, which may be flat."""
 
     def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
@@ -30,7 +34,7 @@ class CudaForward(Forward):
         return {**super().context(), "flat": self.flat}
 
 
-class CudaBackward(Backward):
+class CudaBackward(LiftingPass, Backward):
     """The backward pass, which may be flat, and whose blocks leave a sum for each filter and tap."""
 
     def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
@@ -40,6 +44,21 @@ class CudaBackward(Backward):
 
     def context(self) -> dict[str, Any]:
         return {"bank_sinks": self.bank_sinks, **super().context(), "flat": self.flat}
+
+    def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
+        """As on a CPU, but sums of gradients of weights are multiplied by numbers alone.
+
+        Anything else is a factor at each tap: it may be infinite, and some blocks see no window.
+        """
+        printed = super().sweep(sweep, name)
+        banks = iter(printed["banks"])
+        for place, factor in zip(sweep.gradients, sweep.factors):
+            if place.operand.role in ("input", "field"):
+                continue
+            sink = next(banks)
+            if factor is not None and not all(map(is_number, factor.arguments)):
+                sink |= {"value": f"{sink['value']} * {sink['factor']}", "factor": ""}
+        return printed
 
     def bank_sink(self, name: str, place: Operand, where: Domain) -> Member:
         domain = self.id(where)

@@ -221,9 +221,20 @@ struct BankSink {
     /// What a tile of F filters and K taps has found.
     template <int F, int K> void add(int64_t slice, int64_t f, int64_t k, const vec (&found)[F][K]) const
     {
+        give<F, K>(slice, f, k, found, [](int, int) { return real(1); });
+    }
+
+    /// The same, each times a factor.
+    template <int F, int K> void add(int64_t slice, int64_t f, int64_t k, const vec (&found)[F][K], const real (&factors)[F][K]) const
+    {
+        give<F, K>(slice, f, k, found, [&](int i, int j) { return factors[i][j]; });
+    }
+
+    template <int F, int K, class Factor> void give(int64_t slice, int64_t f, int64_t k, const vec (&found)[F][K], Factor factor) const
+    {
         UNROLL for (int i = 0; i < F; ++i)
             UNROLL for (int j = 0; j < K; ++j) {
-                const real value = total(found[i][j]);
+                const real value = factor(i, j) * total(found[i][j]);
                 if (lane() == 0)
                     sums[(slice * filters + f + i) * count + k + j] += value;
             }

@@ -216,20 +216,19 @@ inline void stage_inside(int to, const Windows& windows, const Strip& strip)
     }
 }
 
-/// The elements of a weight or parameter for tiles of C channels: [group, tile, tap, filter, C].
-template <bool PER_FILTER, bool PER_TAP, int C>
-inline real* pack_channels(const Tensor& tensor, const Elements& elements, const Windows& windows, Arena& arena)
+/// A value for each filter, channel and tap, for tiles of C channels: [group, tile, tap, filter, C].  PER_FILTER and PER_TAP
+/// say along what it varies; element(group, f, k).
+template <bool PER_FILTER, bool PER_TAP, int C, class Element>
+inline real* pack_channels(const Windows& windows, Arena& arena, Element element)
 {
     const Geometry& g = windows.geometry;
     const int64_t tiles = ceil_div(g.channels, C), taps = windows.taps, filters = g.filters;
     real* packed = arena.take<real>(g.groups * tiles * taps * filters * C);
-    const storage* data = static_cast<const storage*>(tensor.data);
     spread(g.threads, arena.fills ? g.groups * tiles * taps : 0, filters * C, [&](int64_t row, int64_t column) {
         const int64_t group = row / (tiles * taps), tile = row / taps % tiles, t = row % taps;
         const int64_t c = tile * C + column % C, f = column / C, k = PER_TAP ? c * taps + t : 0;
-        const int64_t place = c < g.channels ? elements.places[k] : -1;
         packed[row * filters * C + column] =
-            place < 0 ? real(0) : real(data[PER_FILTER ? elements.at(group, f, k) : elements.at(0, 0, k)]);
+            c < g.channels ? element(PER_FILTER ? group : 0, PER_FILTER ? f : 0, k) : real(0);
     });
     return packed;
 }

@@ -337,13 +337,18 @@ inline real* laid_out(const Windows& windows, int64_t count, Arena& arena, Eleme
     return packed;
 }
 
+/// The element of a weight or parameter for a filter and tap k, 0 where there is none.
+SYMCONV_INLINE real value_of(const Tensor& tensor, const Elements& elements, int64_t group, int64_t f, int64_t k)
+{
+    return elements.places[k] < 0 ? real(0) : real(static_cast<const storage*>(tensor.data)[elements.at(group, f, k)]);
+}
+
 /// The elements of a weight or parameter.
 template <bool PER_FILTER, bool PER_TAP, int BLOCK>
 inline real* pack(const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
 {
-    const storage* data = static_cast<const storage*>(tensor.data);
     return laid_out<PER_FILTER, PER_TAP, BLOCK>(windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
-        return elements.places[k] < 0 ? real(0) : real(data[elements.at(group, f, k)]);
+        return value_of(tensor, elements, group, f, k);
     });
 }
 
