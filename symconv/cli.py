@@ -370,7 +370,9 @@ def cache_list() -> None:
 
 
 @cache.command("prune")
-@click.option("--size", default=0.0, help="Keep the most recently used entries up to so many MiB.", show_default=True)
+@click.option(
+    "--size", type=click.FloatRange(min=0), required=True, help="Keep the most recently used entries up to so many MiB."
+)
 def cache_prune(size: float) -> None:
     """Remove the least recently used entries."""
     from .build.cache import Cache

@@ -18,7 +18,7 @@ from .backends import DTYPES, choose
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
 from .kernel import Kernel, Signature
-from .ops import Call, convolve, convolve_now, is_plain
+from .ops import Call, convolve, convolve_now, is_plain, is_recorded
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
@@ -92,7 +92,8 @@ def _conv_first(
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
         weight_given = given.get(name) if role == "weight" else None
         if isinstance(weight_given, Tensor) and weight_given.dim() == rank + 2 + bool(bank):
-            out, _, *size = weight_given.shape[bool(bank) :]
+            # While `torch.jit.trace` records, sizes are tensors.
+            out, _, *size = (int(n) if isinstance(n, Tensor) else n for n in weight_given.shape[bool(bank) :])
             kernel_size = size if kernel_size is None else kernel_size
             out_channels = out if out_channels is None else out_channels
     if kernel_size is None or out_channels is None:
@@ -180,7 +181,7 @@ def spelled(
     given: Mapping[str, Any], options: Mapping[str, Any], kind: str, rank: int, kernel: KernelLike, *others: Any
 ) -> Said:
     """What the caller of a function said; None if it cannot be told."""
-    if torch.compiler.is_compiling():
+    if is_recorded() or is_autocast(given["x"]):
         return None
     if isinstance(kernel, Kernel):
         kernel = kernel.text
@@ -211,18 +212,38 @@ def recalled(said: Said, given: Mapping[str, Any]) -> Tensor | None:
     return ready(given)
 
 
+def is_autocast(x: object) -> bool:
+    """Whether `torch.autocast` wants operators on the device of a tensor to compute with fewer bits."""
+    return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
+
+
+def autocast(signature: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Operands as `torch.autocast` gives them to a convolution: float64 and what is no tensor are left as they are."""
+    dtype = torch.get_autocast_dtype(given["x"].device.type)
+    cast = dict(given)
+    for name in signature.tensors:
+        value = given.get(name)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+            cast[name] = value.to(dtype)
+    return cast
+
+
 def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
     """Check everything, pad, and call the operator; what was checked before goes straight to the operator.
 
     Args: see `checked`.
     """
-    said = None if torch.compiler.is_compiling() else (signature.text, rank, repr(options), *described(given))
+    if is_autocast(given["x"]):
+        given = autocast(signature, given)
+    said = None if is_recorded() else (signature.text, rank, repr(options), *described(given))
     output = recalled(said, given)
     return run_first(said, signature, rank, given, *options) if output is None else output
 
 
 def run_first(said: Said, signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
     """Check everything, pad, and call the operator; remember what was said if it can be called again."""
+    if is_autocast(given["x"]):
+        given = autocast(signature, given)
     call, tensors, batched, as_given = checked(signature, rank, given, *options)
     if said is not None and as_given:
         if len(_READY) >= MAX_READY:

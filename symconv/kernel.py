@@ -137,8 +137,10 @@ class Kernel:
             self.formula = formula.formula
         else:
             self.formula = parse(formula if isinstance(formula, str) else print_expression(formula))
-        if name is not None and not (isinstance(name, str) and name.isprintable()):
-            raise FormulaError(f"the name of a kernel is printable text, not {name!r}")
+        if name is not None and not (isinstance(name, str) and name.isprintable() and not {*name} & {*'"\\'}):
+            raise FormulaError(
+                f"the name of a kernel is printable text without double quotes and backslashes, not {name!r}"
+            )
         if not any(isinstance(each, Operand) and each.operand == x for each in self.formula.expr.free_symbols):
             raise FormulaError("the formula never uses the input x", self.formula.text)
         self.name = name

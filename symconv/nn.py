@@ -69,7 +69,7 @@ class Layer(nn.Module):
             backend_named(backend)
         check_fast_math(fast_math)
         self.backend, self.fast_math = backend, fast_math
-        self.constants = self._constants(options)
+        self._set_constants(options)
         self.initial = self._initial(options)
         if options:
             raise ArgumentTypeError(
@@ -77,10 +77,16 @@ class Layer(nn.Module):
                 f"{kernel.text}"
             )
 
-    def _constants(self, options: dict[str, Any]) -> dict[str, float]:
-        """The numbers of the `const` operands: from `options`, or as declared."""
-        declared = zip(self.signature.numbers, self.signature.values)
-        return {name: check_number(self.signature, name, options.pop(name, value)) for name, value in declared}
+    def _set_constants(self, options: dict[str, Any]) -> None:
+        """Make attributes of the `const` operands: from `options`, or as declared."""
+        for name, value in zip(self.signature.numbers, self.signature.values):
+            self._check_free(name)
+            setattr(self, name, check_number(self.signature, name, options.pop(name, value)))
+
+    def _check_free(self, name: str) -> None:
+        """Refuse a name that an attribute of the layer has."""
+        if hasattr(self, name):
+            raise ArgumentError(f"a layer has an attribute called {name!r} already; rename it in the formula")
 
     def _initial(self, options: dict[str, Any]) -> dict[str, float | Tensor]:
         """The initial values of the `param` operands: from `options`, or as declared."""
@@ -110,8 +116,7 @@ class Layer(nn.Module):
             if role in ("input", "field"):
                 continue
             spelled = self.SPELLED.get(name, name)
-            if hasattr(self, spelled):
-                raise ArgumentError(f"a layer has an attribute called {spelled!r} already; rename it in the formula")
+            self._check_free(spelled)
             shape = operand_shape(axes, in_channels, geometry, bank)
             initial = self.initial.get(name)
             if isinstance(initial, Tensor) and not _broadcasts(initial.shape, shape):
@@ -145,7 +150,9 @@ class Layer(nn.Module):
                 )
 
     def _call(self, x: Tensor, out_channels: int, groups: int, inputs: dict[str, Tensor]) -> Tensor:
-        given: dict[str, Any] = {"x": x, **self.constants, **inputs}
+        given: dict[str, Any] = {"x": x, **inputs}
+        for name in self.signature.numbers:
+            given[name] = getattr(self, name)
         for name, role in zip(self.signature.tensors, self.signature.roles):
             if role not in ("input", "field"):
                 given[name] = getattr(self, self.SPELLED.get(name, name))
@@ -179,7 +186,7 @@ class Layer(nn.Module):
             text += f", padding_value={self.padding_value:g}"
         if self.fast_math:
             text += ", fast_math=True"
-        return text + "".join(f", {name}={value:g}" for name, value in self.constants.items())
+        return text + "".join(f", {name}={getattr(self, name):g}" for name in self.signature.numbers)
 
 
 class Conv(Layer):

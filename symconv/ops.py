@@ -59,12 +59,17 @@ class Call(NamedTuple):
         return self.kernel.signature.tensors
 
 
+def is_recorded() -> bool:
+    """Whether `torch.compile`, `torch.export` or `torch.jit.trace` takes down operators, and sees no others."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
 def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The output of a kernel for checked tensors, in the order of its signature.
 
     Shapes: x `[N, in_channels, *image]`, output `[N, out_channels, *size]`.
     """
-    if torch.compiler.is_compiling():
+    if is_recorded():
         output: Tensor = torch.ops.symconv.convolve(
             call.formula,
             call.backend,

@@ -141,6 +141,40 @@ def test_compile_of_the_function_and_of_a_pool(backend: str) -> None:
     torch.testing.assert_close(compiled(x, w, b), expected)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("learning", [True, False])
+def test_a_trace_sees_the_kernel(backend: str, learning: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), sc.Conv2d("max(w + x) + b", 2, 3, 3, backend=backend))
+    x, other, w = torch.randn(1, 2, 5, 5), torch.randn(2, 2, 6, 4), torch.randn(3, 2, 3, 3)
+    with torch.set_grad_enabled(learning):
+        model(x)  # known before
+        traced = torch.jit.trace(model, x)
+        function = torch.jit.trace(lambda x, w: sc.conv2d("sum(abs(x - w))", x, w, backend=backend), (x, w))
+        torch.testing.assert_close(traced(other), model(other))
+        torch.testing.assert_close(function(other, 2 * w), sc.conv2d("sum(abs(x - w))", other, 2 * w))
+
+
+@needs_compiler
+@pytest.mark.parametrize("compiled", [False, True])
+def test_autocast_as_a_convolution(backend: str, compiled: bool) -> None:
+    torch._dynamo.reset()
+    ours = sc.Conv2d("s: param = 2.0\nsum(w*x)*s + b", 4, 5, 3, backend=backend)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), ours, nn.Conv2d(5, 2, 1))
+    run = torch.compile(model, fullgraph=True) if compiled else model
+    x = torch.randn(2, 3, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = run(x)
+        assert ours(x.repeat(1, 2, 1, 1)[:, :4]).dtype == y.dtype == torch.bfloat16
+        assert ours(torch.randn(1, 4, 3, 3).bfloat16()).dtype == torch.bfloat16
+        assert sc.conv2d("sum(w*x)", x, torch.randn(1, 3, 2, 2), backend=backend).dtype == torch.bfloat16
+        assert sc.pool2d("mean(x)", x, 2, backend=backend).dtype == torch.bfloat16
+        assert sc.pool2d("mean(x)", x.double(), 2, backend=backend).dtype == torch.float64
+    torch.testing.assert_close(y.float(), model(x), rtol=0.05, atol=0.05)
+    y.float().sum().backward()
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}
+    assert run(x).dtype == torch.float32
+
+
 def test_operators_pass_torchs_own_check(backend: str) -> None:
     x, w = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(2, 2, 2, 2, requires_grad=True)
     geometry = sc.geometry.Geometry((2, 2), 2, (1, 1), ((0, 1), (1, 0)), (1, 1), 1)

@@ -91,6 +91,22 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.ok for row in report.rows if row.quantity.startswith("values")] == [True] * 4
 
 
+@pytest.mark.parametrize(
+    "formula", ["sum(acos(2*x))", "sum(log(x - w))", "sum(sqrt(w - x))", "sum(exp(100*x*w))", "detach(sum(x*w))"]
+)
+def test_check_looks_where_a_formula_is_defined(formula: str) -> None:
+    report = sc.Kernel(formula).check()
+    assert report.ok
+    assert len(report.rows) > 3
+
+
+def test_what_cannot_be_checked_is_not_called_wrong() -> None:
+    report = sc.Kernel("sum(w*log(-1 - x**2))").check()
+    assert not report.ok
+    assert "NOT CHECKED" in str(report)
+    assert "DISAGREEMENT" not in str(report)
+
+
 def test_check_counts_kinks() -> None:
     report = sc.Kernel("sum(floor(3*x)*w)").check()
     assert report.ok

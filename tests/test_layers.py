@@ -294,6 +294,27 @@ def test_parameters_with_bounds_and_initial_tensors(backend: str) -> None:
         sc.Pool2d("q: const = 0.5\nquantile(x, q)", 2, q=1.5)
 
 
+def test_a_const_is_an_attribute_of_its_layer(backend: str) -> None:
+    layer = sc.Conv2d("beta: const = 2\nbeta*sum(w*x)", 2, 3, 3, backend=backend)
+    x = torch.randn(1, 2, 5, 5)
+    before = layer(x)
+    assert layer.beta == 2
+    layer.beta = 5
+    torch.testing.assert_close(layer(x), before * 2.5)
+    assert "beta=5" in repr(layer)
+    layer.beta = "much"
+    with pytest.raises(TypeError, match="the const beta is a number"):
+        layer(x)
+    with pytest.raises(ValueError, match="has an attribute called 'half'"):
+        sc.Conv2d("half: const = 2\nhalf*sum(w*x)", 2, 3, 3)
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\", "a\nb", 3])
+def test_a_name_cannot_leave_the_comment_that_it_stands_in(name: object) -> None:
+    with pytest.raises(ValueError, match="the name of a kernel is printable text"):
+        sc.Kernel("sum(w*x)", name=name)  # type: ignore[arg-type]
+
+
 def test_consts_and_params_of_functions(backend: str) -> None:
     x, w = random(1, 2, 4, 4), random(3, 2, 2, 2)
     text = "beta: const = 2\np: param[o] = 0.5\nlogsumexp(beta*(x + w))/beta*p"
