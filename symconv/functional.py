@@ -33,7 +33,14 @@ _parsed = functools.lru_cache(maxsize=1024)(Kernel)
 
 def as_kernel(kernel: KernelLike, bias: bool | None = None) -> Kernel:
     """A kernel, given as itself, as text or as a SymPy expression; with or without `+ b` as `bias` says."""
+    if not isinstance(kernel, (Kernel, str, sp.Expr)):
+        raise ArgumentTypeError(f"a kernel is text, a SymPy expression or a symconv.Kernel, not {_shown(kernel)}")
     return (kernel if isinstance(kernel, Kernel) else _parsed(kernel)).with_bias(bias)
+
+
+def _shown(value: object) -> str:
+    """A value that a message can hold, or its type."""
+    return repr(value) if isinstance(value, (int, float, tuple, type(None))) else f"a {type(value).__name__}"
 
 
 def _signature_fields(kernel: KernelLike, bias: bool | None) -> tuple[Any, ...]:
@@ -88,7 +95,6 @@ def _conv_first(
     """A call of a function that was not made before."""
     signature = _signature(kernel, True if "b" in given else None)
     given |= {name: value for name, value in operands.items() if value is not None}
-    check_input("input", given["x"], rank)
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
         weight_given = given.get(name) if role == "weight" else None
         if isinstance(weight_given, Tensor) and weight_given.dim() == rank + 2 + bool(bank):
@@ -242,6 +248,7 @@ def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any
 
 def run_first(said: Said, signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
     """Check everything, pad, and call the operator; remember what was said if it can be called again."""
+    check_input("input", given["x"], rank)
     if is_autocast(given["x"]):
         given = autocast(signature, given)
     call, tensors, batched, as_given = checked(signature, rank, given, *options)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InternalError
+from .errors import DerivativeError, InternalError
 from .functions import BY_CLASS, kinked
 from .geometry import Geometry
 from .kernel import Kernel
@@ -166,7 +166,7 @@ class _Evaluation:
     def window(self, node: WindowNode) -> Tensor:
         record = record_of(node)
         if record.reference is None:
-            raise InternalError(f"{record.name} has no reference; it occurs only in derivatives")
+            raise DerivativeError(f"{record.name} stands in derivatives alone: there is nothing to compare it with")
         where = domain(frozenset().union(*map(labels_of, node.args)), node.dims)
         channels, taps = self.extents(where)
         values = [self.value(argument) for argument in node.args]

@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import pytest
+import sympy as sp
 import torch
 import torch.nn.functional as F
 from oracles import random, same_values_and_gradients
@@ -367,6 +368,17 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "devices": (TypeError, "on one device", lambda: sc.conv2d("sum(w*x)", X, W.to("meta"))),
     "dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.conv2d("sum(w*x)", X[0, 0], W)),
     "no tensor": (TypeError, "must be a torch.Tensor", lambda: sc.conv2d("sum(w*x)", [1.0], W)),
+    "layer's dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)(X[0, 0])),
+    "layer's tensor": (TypeError, "must be a torch.Tensor", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)([1.0])),
+    "pool's dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.Pool2d("max(x)", 2)(X[0, 0])),
+    "kernel last": (TypeError, "not 4", lambda: sc.Conv2d(4, 2, 3, "sum(w*x)")),
+    "kernel last, function": (TypeError, "not a Tensor", lambda: sc.conv2d(X, W, "sum(w*x)")),
+    "no kernel": (ValueError, "not a NoneType", lambda: sc.Kernel(None)),
+    "another x": (ValueError, "symconv.x", lambda: sc.Kernel(sp.Symbol("x") - sc.w)),
+    "input for x": (ValueError, "did you mean 'x'", lambda: sc.Kernel("sum(input)")),
+    "weight for w": (ValueError, "did you mean 'w'", lambda: sc.Kernel("sum(x*weight)")),
+    "torch.sum": (ValueError, "sum(...)", lambda: sc.Kernel("torch.sum(x*w)")),
+    "helper": (ValueError, "did you mean 'cos'", lambda: sc.Kernel("sum(othrs(x))")),
     "window": (ValueError, "larger than the image", lambda: sc.conv2d("sum(w*x)", X[..., :2], W)),
     "stride": (ValueError, "stride must be at least 1", lambda: sc.conv2d("sum(w*x)", X, W, stride=-1)),
     "stride type": (TypeError, "stride must be an int", lambda: sc.conv2d("sum(w*x)", X, W, stride=1.5)),

@@ -20,11 +20,13 @@ from ..errors import FormulaError, Span
 from ..functions import FUNCTIONS, numeric, spread
 from ..reductions import Reduction
 from .axes import domain, labels_of
-from .names import CONSTANTS, WINDOW_FUNCTIONS, check_name
+from .names import CONSTANTS, OF_DERIVATIVES, WINDOW_FUNCTIONS, check_name
 from .symbols import BUILTIN, TAP_AXES, Access, Operand, indexed
 
 #: Caps that keep every formula quick to read, differentiate and print.
 MAX_DEPTH, MAX_SIZE, MAX_EXPONENT = 64, 5_000, 100
+#: What people write for operands, as they are called elsewhere.
+MEANT = {"input": "x", "X": "x", "weight": "w", "W": "w", "bias": "b", "B": "b"}
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,10 @@ class Expressions:
 
     def parse_Call(self, node: ast.Call) -> Term:
         if not isinstance(node.func, ast.Name):
-            raise self.error(node.func, f"{self.describe(node.func)} cannot be called; functions have plain names")
+            plain = f", {node.func.attr}(...)" if isinstance(node.func, ast.Attribute) else ""
+            raise self.error(
+                node.func, f"{self.describe(node.func)} cannot be called; functions have plain names{plain}"
+            )
         name = node.func.id
         if name in WINDOW_FUNCTIONS and not (name in ("max", "min") and len(node.args) > 1):
             return self.reduction(node, WINDOW_FUNCTIONS[name])
@@ -194,7 +199,8 @@ class Expressions:
             return self.unrolled(node)
         elementwise = {"max": "maximum", "min": "minimum"}.get(name, name)
         if elementwise not in FUNCTIONS:
-            raise self.unknown(node.func, name, [*FUNCTIONS, *WINDOW_FUNCTIONS, "Sum"], "function")
+            known = {*FUNCTIONS, *WINDOW_FUNCTIONS, "Sum"} - OF_DERIVATIVES
+            raise self.unknown(node.func, name, sorted(known), "function")
         record = FUNCTIONS[elementwise]
         least, most = (2, 16) if name in ("max", "min") else record.arity
         self.check_arity(node, name, least, most)
@@ -392,10 +398,10 @@ class Expressions:
         return names.get(type(node).__name__, f"{type(node).__name__!r}")
 
     def unknown(self, node: ast.expr, name: str, known: list[str], what: str = "name") -> FormulaError:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"declare it in a line of its own, {name}: param = 1"
         if what == "function" and not close:
-            hint = f"the functions are {', '.join(sorted(known))}"
+            hint = f"the functions are {', '.join(known)}"
         return self.error(node, f"unknown {what} {name!r}; {hint}")
 
     def error(self, node: ast.AST, message: str) -> FormulaError:

@@ -14,6 +14,13 @@ from .symbols import AXES, BUILTIN
 
 CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "inf": sp.oo}
 WINDOW_FUNCTIONS = REDUCTIONS | TRANSFORMS
+#: Functions that derivatives are written with: their text is read back, but nobody is told to use them.
+OF_DERIVATIVES = frozenset(
+    """
+    spread share positive is_zero same reciprocal shift less typed power_slope power_log sinc_slope
+    others others_slope first_max first_min chosen
+    """.split()
+)
 #: Names that a declaration may not take: they mean something already, here, in PyTorch or in generated code.
 RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES, "Sum", "y")) | frozenset(
     """

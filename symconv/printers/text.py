@@ -98,6 +98,10 @@ def print_expression(expr: Any) -> str:
     expr = expr.replace(sp.Sum, _unrolled)
     for symbol in sorted(expr.free_symbols, key=sp.default_sort_key):
         if not isinstance(symbol, Operand):
+            if symbol.name in BUILTIN:
+                raise FormulaError(
+                    f"this {symbol} is a symbol of SymPy's; use the one that symconv has, symconv.{symbol}"
+                )
             raise FormulaError(
                 f"the symbol {symbol} was not declared; use symconv.const, param, weight, input or field, or one of "
                 f"{', '.join(BUILTIN)}"
