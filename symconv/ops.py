@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 
 from .backends import Compiled, backend
 from .build.key import content_key, generator_fields
+from .errors import DerivativeError
 from .geometry import Geometry
 from .kernel import Kernel, kernel_of
 
@@ -87,6 +88,8 @@ def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The same where `torch.compile` does not look on."""
     if is_plain(tensors):
         return call.compiled.repeated(tensors, call.numbers, call.geometry)(tensors)
+    if peek_interpreter_stack() is not None:
+        raise DerivativeError("torch.func (grad, vmap, jvp) is not supported; use torch.autograd.grad, and the batch")
     result: Tensor = _apply(Convolve, call, [], *tensors)
     return result
 
