@@ -38,8 +38,11 @@ OURS = "#1f4e8c"
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Draw the picture of a run."""
-    rows = list(grouped(record, "forward"))
+    """Draw the picture of a run; layers for which it had no time are left out."""
+    measured = {
+        row for d in DIRECTIONS for row, cells in grouped(record, d).items() if "seconds" in cells.get(own(cells), {})
+    }
+    rows = [row for row in grouped(record, "forward") if row in measured]
     gaps = [i + 0.9 * len({name for name, _ in rows[: i + 1]}) for i in range(len(rows))]
     height = 1.6 + 0.24 * (gaps[-1] + 1)
     plt.rcParams |= {"font.size": 9, "font.family": "DejaVu Sans"}
@@ -84,7 +87,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
         for name, (marker, colour) in MARKS.items()
         if name in seen
     ]
-    handles.append(Line2D([], [], color="black", lw=1.5, label="this arithmetic at the peak rate"))
+    handles.append(Line2D([], [], color="black", lw=1.5, label="its arithmetic at every tap, at the peak rates"))
     figure.legend(handles=handles, loc="outside lower center", ncols=7, frameon=False)
     machine = record["machine"]
     figure.suptitle(
