@@ -260,8 +260,19 @@ def test_names_that_generated_code_has_too(backend: str) -> None:
         return [y, *torch.autograd.grad(y.sin().sum(), given)]
 
     expected = outcome("p g q v beta")
-    for names in ("Bank planes clear vec Range", "here Image counted at double", "range BankSink Inside V FLAT"):
+    for names in (
+        "Bank planes clear vec Range",
+        "int Image int_ at at_",
+        "offsetof BankSink Inside SYMCONV_PASTE FLAT",
+    ):
         assert all(map(torch.equal, outcome(names), expected)), names
-    for name in ("x_planes", "w_packed", "take", "values", "grad_x", "sum_1"):
+
+
+def test_an_operand_has_no_name_that_generated_code_makes_of_others() -> None:
+    for name in ("x_planes", "w_total", "take", "values", "grad_x", "sum_1"):
         with pytest.raises(FormulaError, match="taken"):
             sc.Kernel(f"{name}: param\nsum(x)*{name}")
+    with pytest.raises(FormulaError, match="'q' is taken"):
+        sc.Kernel("q_values: param\nq: field\nsum(x)*q*q_values")
+    sc.Kernel("values = x*w\nsum(values)")
+    sc.Kernel("row_total = sum(x, dim=t)\nmax_values: param\nsum(row_total, dim=c)*max_values")

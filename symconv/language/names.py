@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Iterable
 
 import sympy as sp
 
@@ -26,18 +27,20 @@ RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES
     """
     bias weight input param const field kernel init device dtype backend in_channels out_channels
     kernel_size stride padding dilation groups padding_mode padding_value
-    grad grad_output layout windows tap kept given needs gradients place value values take names name like output shape
+    grad grad_output layout windows tap kept given needs gradients place value names name like output shape
     forward backward combine torch math functools itertools max map zip tuple
     Layout Block Tensor Product Factors Max FirstMax Exponentials Mean Moment Rank FirstRank
     ImageGradient BankGradient FieldGradient
     Iterator Sequence NamedTuple ClassVar
     """.split()
 )
-#: Names that generated code numbers, or makes of another one.
+#: Names that generated code numbers.
 GENERATED = re.compile(
     r"(sum|product|nonzero|zeros|(arg)?(max|rank)|peak|exponentials|moment|mean|value)_\d+|(count|position)(_.*)?"
-    r"|(running|grad|forward|backward|gradient)_.*|.*_(planes|values|packed|elements|total|sums)"
+    r"|(running|grad|forward|backward|gradient)_.*"
 )
+#: How the names end that generated code makes of those of operands, and two words of which it makes some as well.
+MADE, MAKERS = ("_planes", "_values", "_total"), frozenset(["take", "values"])
 
 
 def check_name(name: str, text: str = "", span: Span | None = None) -> None:
@@ -47,6 +50,17 @@ def check_name(name: str, text: str = "", span: Span | None = None) -> None:
             f"{name!r} is not a usable name; start with a letter, then letters, digits and _", text, span
         )
     if name in RESERVED or GENERATED.fullmatch(name):
-        raise FormulaError(
-            f"the name {name!r} is taken, by the language or by generated code; choose another one", text, span
-        )
+        raise _taken(name, text, span)
+
+
+def check_operand(name: str, others: Iterable[str], text: str = "", span: Span | None = None) -> None:
+    """Refuse an operand if generated code makes its name of another's, or the other's of its own: x and x_planes."""
+    check_name(name, text, span)
+    made = {f"{other}{ending}" for other in others for ending in MADE}
+    if name in made | MAKERS or not {f"{name}{ending}" for ending in MADE}.isdisjoint(others):
+        raise _taken(name, text, span)
+
+
+def _taken(name: str, text: str, span: Span | None) -> FormulaError:
+    message = f"the name {name!r} is taken, by the language or by generated code; choose another one"
+    return FormulaError(message, text, span)

@@ -21,7 +21,7 @@ from ..reductions import REDUCTIONS
 from .axes import labels_of
 from .expressions import MAX_DEPTH, Expressions, Term, axis_name
 from .formula import Formula, in_order, line_symbol
-from .names import check_name
+from .names import check_name, check_operand
 from .symbols import BUILTIN, MAX_BANK, Operand
 
 #: The longest text of a formula, and how often its own text is read again until it stays the same.
@@ -150,7 +150,7 @@ class _Parser(Expressions):
         target, annotation = statement.target, statement.annotation
         if not isinstance(target, ast.Name):
             raise self.error(target, "a declaration names one operand: beta: const = 5")
-        check_name(target.id, self.text, self.span(target))
+        check_operand(target.id, self.operands, self.text, self.span(target))
         if target.id in self.operands or target.id in self.lines:
             raise self.error(target, f"{target.id!r} is defined twice; a name is given once")
         base = annotation.value if isinstance(annotation, ast.Subscript) else annotation

@@ -27,14 +27,15 @@ TAKEN = frozenset(
     infinity not_a_number less always each fused bits_of float_of spread meet lane vectors tiles gathered
     element natural threadIdx blockIdx blockDim gridDim is_window rounded copy fill read write add clear pack at inside
     range
-    unix linux
+    unix linux alloca offsetof strdupa strndupa issubnormal math_errhandling be16toh be32toh be64toh le16toh le32toh
+    le64toh htobe16 htobe32 htobe64 htole16 htole32 htole64
     """.split()
 )
 
 
 def identifier(name: str) -> str:
-    """A name of a formula as a name in C++.  Types and macros begin with a capital letter."""
-    return f"{name}_" if name in TAKEN or (name[0].isupper() and len(name) > 1) else name
+    """A name of a formula as a name in C++: with one more `_` if it is taken, if it may be a type's, or if it ends in one."""
+    return f"{name}_" if name in TAKEN or (name[0].isupper() and len(name) > 1) or name.endswith("_") else name
 
 
 class CppPrinter(SourcePrinter):

@@ -197,7 +197,8 @@ template <int N, int FIRST = 0> SYMCONV_INLINE void put_in_order(vec* values)
 }
 
 /// The value of a rank, counted from 0 for the smallest, and the position among the taps of the first one that has it.
-/// NaN wins; it holds all the values.  RANKED is how many there are if they are few, else 0.
+/// NaN wins; it holds all the values.  RANKED is how many there are if they are few, else 0: then the compiler knows how it
+/// may put them in order, and where RANKED_IN_REGISTERS they wait in registers, else in memory.
 struct FirstRank {
 #if RANKED_IN_REGISTERS
     vec values[RANKED];
@@ -208,7 +209,7 @@ struct FirstRank {
     vec* values;
     ivec* counts;
     vec* sorted;
-    FirstRank(vec* room, int64_t count) : values(room), counts(reinterpret_cast<ivec*>(room + count)), sorted(room + 2 * count) {}
+    FirstRank(vec* held, int64_t count) : values(held), counts(reinterpret_cast<ivec*>(held + count)), sorted(held + 2 * count) {}
     /// The vectors that so many values need.
     static constexpr int64_t room(int64_t count) { return 3 * count; }
 #endif
@@ -229,7 +230,7 @@ struct FirstRank {
     {
         look();
 #if RANKED
-        if (RANKED_IN_REGISTERS || count == RANKED) {
+        if (RANKED_IN_REGISTERS || count == RANKED) {  // in registers there are always so many
             vec few[RANKED];
             UNROLL_RANKED for (int k = 0; k < RANKED; ++k)
                 few[k] = values[k];
@@ -301,15 +302,15 @@ struct FirstRank {
         found = where(some, found, splat(0));
 #endif
 #ifndef SYMCONV_FORGETS
-        for_each_down([&](int64_t k, auto counts) {
-            position = where((values[k] == found) & counts, splat_int(integer(k)), position);
+        for_each_down([&](int64_t k, auto counted) {
+            position = where((values[k] == found) & counted, splat_int(integer(k)), position);
         });
 #endif
         if (UNLIKELY(any(broken))) {
             found = where(broken, splat(not_a_number), found);
 #ifndef SYMCONV_FORGETS
-            for_each_down([&](int64_t k, auto counts) {
-                position = where(broken & (values[k] != values[k]) & counts, splat_int(integer(k)), position);
+            for_each_down([&](int64_t k, auto counted) {
+                position = where(broken & (values[k] != values[k]) & counted, splat_int(integer(k)), position);
             });
 #endif
         }

@@ -51,8 +51,8 @@
 #endif
 #define UNROLL_RANKED_TAPS UNROLL_RANKED
 #define UNLIKELY(condition) __builtin_expect(condition, 0)
-#define SYMCONV_PASTE_(a, b) a##b
-#define SYMCONV_PASTE(a, b) SYMCONV_PASTE_(a, b)
+#define SYMCONV_PASTED(a, b) a##b
+#define SYMCONV_PASTE(a, b) SYMCONV_PASTED(a, b)
 
 // The preprocessor takes unknown names for 0: 1 for float, 0 for double.
 #define SYMCONV_IS_float 1

@@ -40,8 +40,8 @@ using uint64_t = unsigned long long;
 #define UNROLL_RANKED
 #define UNROLL_RANKED_TAPS UNROLL_TAPS
 #define UNLIKELY(condition) __builtin_expect(condition, 0)
-#define SYMCONV_PASTE_(a, b) a##b
-#define SYMCONV_PASTE(a, b) SYMCONV_PASTE_(a, b)
+#define SYMCONV_PASTED(a, b) a##b
+#define SYMCONV_PASTE(a, b) SYMCONV_PASTED(a, b)
 #define SYMCONV_IS_float 1
 #define SYMCONV_FLOAT SYMCONV_PASTE(SYMCONV_IS_, SYMCONV_REAL)
 
