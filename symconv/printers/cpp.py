@@ -34,7 +34,7 @@ TAKEN = frozenset(
 
 
 def identifier(name: str) -> str:
-    """A name of a formula as a name in C++: with one more `_` if it is taken, if it may be a type's, or if it ends in one."""
+    """A name of a formula as a name in C++: one more `_` if it is taken, may be a type's, or ends in one."""
     return f"{name}_" if name in TAKEN or (name[0].isupper() and len(name) > 1) or name.endswith("_") else name
 
 
