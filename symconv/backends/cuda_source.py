@@ -11,7 +11,8 @@ from ..kernel import Kernel
 from ..language.axes import Domain
 from ..language.symbols import Operand
 from ..lower import Schedule, Sweep
-from .cuda_flat import facts_of_flat, flat_backward, flat_forward, is_number
+from .cuda_flat import facts_of_flat, flat_backward, flat_forward
+from .cuda_reader import is_number
 from .lifting import LiftingPass
 from .native_source import Backward, Forward, Member, native_source
 
