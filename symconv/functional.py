@@ -186,8 +186,11 @@ MAX_READY = 4096
 def spelled(
     given: Mapping[str, Any], options: Mapping[str, Any], kind: str, rank: int, kernel: KernelLike, *others: Any
 ) -> Said:
-    """What the caller of a function said; None if it cannot be told."""
-    if is_recorded() or is_autocast(given["x"]):
+    """What the caller of a function said; None if it cannot be told.
+
+    While `torch.jit.trace` records, sizes are tensors, of which none is equal to what was said before.
+    """
+    if torch.compiler.is_compiling() or is_autocast(given["x"]):
         return None
     if isinstance(kernel, Kernel):
         kernel = kernel.text
@@ -220,6 +223,8 @@ def recalled(said: Said, given: Mapping[str, Any]) -> Tensor | None:
 
 def is_autocast(x: object) -> bool:
     """Whether `torch.autocast` wants operators on the device of a tensor to compute with fewer bits."""
+    if not torch._C._is_any_autocast_enabled():  # which is quick to ask
+        return False
     return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
 
 
@@ -241,7 +246,7 @@ def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any
     """
     if is_autocast(given["x"]):
         given = autocast(signature, given)
-    said = None if is_recorded() else (signature.text, rank, repr(options), *described(given))
+    said = None if torch.compiler.is_compiling() else (signature.text, rank, repr(options), *described(given))
     output = recalled(said, given)
     return run_first(said, signature, rank, given, *options) if output is None else output
 
@@ -252,7 +257,7 @@ def run_first(said: Said, signature: Signature, rank: int, given: Mapping[str, A
     if is_autocast(given["x"]):
         given = autocast(signature, given)
     call, tensors, batched, as_given = checked(signature, rank, given, *options)
-    if said is not None and as_given:
+    if said is not None and as_given and not is_recorded():
         if len(_READY) >= MAX_READY:
             _READY.clear()
         _READY[said] = Ready(call, signature.tensors)
