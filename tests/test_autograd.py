@@ -142,6 +142,7 @@ def test_compile_of_the_function_and_of_a_pool(backend: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
 @pytest.mark.parametrize("learning", [True, False])
 def test_a_trace_sees_the_kernel(backend: str, learning: bool) -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1), sc.Conv2d("max(w + x) + b", 2, 3, 3, backend=backend))
@@ -155,6 +156,7 @@ def test_a_trace_sees_the_kernel(backend: str, learning: bool) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_as_a_convolution(backend: str, compiled: bool) -> None:
     torch._dynamo.reset()
