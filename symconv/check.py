@@ -69,7 +69,7 @@ class Report:
             )
         if not self.rows:
             lines.append(
-                "NOT CHECKED: the formula was not finite, or lost in rounding errors, at all operands that were tried"
+                "NOT CHECKED: the formula was not finite, or all kinks and rounding errors, at all operands tried"
             )
         else:
             lines.append("all agree" if self.ok else "DISAGREEMENT: do not trust this kernel")
@@ -98,7 +98,7 @@ def check(kernel: Kernel, seed: int = 0) -> Report:
         for case, geometry, image in _fitting(kernel):
             given = _operands(kernel, geometry, image, of_inputs, of_others, generator)
             rows = _compare(kernel, case, given, geometry, generator)
-            # Outside the formula's domain, as log of a negative number or a pole; or lost in rounding errors.
+            # Outside the formula's domain, as log of a negative number or a pole; or all at kinks or lost in rounding.
             if rows is None or any(row.skipped and not row.values for row in rows):
                 break
             report.rows += rows
@@ -235,7 +235,7 @@ def _differences(
         error: float | None = None
         for step in STEPS:
             below, here, above = (output(at, offset) for offset in (-step, 0.0, step))
-            # Outputs that do not depend on it add no rounding errors.
+            # Output by output: those that do not depend on it cancel.  The bound on rounding errors is that of all.
             left, right = float((here - below).sum()) / step, float((above - here).sum()) / step
             rounding = EPS * float(here.abs().sum()) / step
             analytic = 0.0 if gradient is None else float(gradient.reshape(-1)[at])

@@ -82,7 +82,9 @@ def test_kernels_do_not_mix_up_what_they_lift() -> None:
 
 
 SHAPES: list[dict[str, Any]] = [
-    {"padding": 2, "stride": 2, "dilation": 2, "groups": 2, "padding_mode": "constant"},
+    {"padding": 1, "padding_mode": "constant"},
+    {"padding": 2, "stride": 2, "dilation": 2, "padding_mode": "constant"},
+    {"padding": 1, "groups": 2, "padding_mode": "constant"},
     {"padding": 1, "padding_mode": "ignore"},
 ]
 FORMULAS = {
