@@ -126,6 +126,7 @@ def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "0 entries" in run("cache", "info")
     run("show", "sum(w*x*0.3217)")
     assert "0.3217" in run("cache", "list")
+    assert "--size" in run("cache", "prune", code=2)  # which would remove everything
     assert "removed 1 entries" in run("cache", "prune", "--size", "0")
     run("show", "sum(w*x*0.3218)")
     run("cache", "clear", code=1, input="n\n")
