@@ -139,6 +139,8 @@ reciprocal: Any = pointwise("reciprocal", lambda r: (-(reciprocal(r) ** 2),))
 
 #: r, and 0 where r is -inf: what may be subtracted from a logarithm.
 shift = pointwise("shift", lambda r: (sp.S.One,))
+#: r, and the largest or the smallest number where r is infinite: what may be subtracted from infinities.
+finite = pointwise("finite", lambda r: (sp.S.One,))
 #: a - b, rounded before anything is added to it: SymPy reorders sums.
 less = pointwise("less", lambda a, b: (sp.S.One, -sp.S.One))
 
@@ -315,6 +317,7 @@ _RECORDS = (
     Function("same", same, same, "same({0}, {1})", lambda a, b: (a == b) * 1.0, _PLANE, flat=True, arity=(2, 2)),
     Function("reciprocal", reciprocal, reciprocal, "reciprocal({0})", lambda r: 1 / r, ((0.2, 2.0),)),
     Function("shift", shift, shift, "shift({0})", lambda r: r, _LINE),
+    Function("finite", finite, finite, "finite({0})", lambda r: r, _LINE),
     Function("less", less, less, "({0} - {1})", torch.sub, _PLANE, arity=(2, 2)),
     Function("typed", typed, typed, "{1}.new_full((), {0})", lambda v, like: v, _PLANE, arity=(2, 2)),
     Function(
@@ -405,6 +408,7 @@ def readable(expr: sp.Expr) -> sp.Expr:
         positive: lambda z: sp.Heaviside(z, 0),
         reciprocal: lambda r: 1 / r,
         shift: lambda r: r,
+        finite: lambda r: r,
         less: lambda a, b: a - b,
         power_slope: lambda a, p: p * a ** (p - 1),
         power_log: lambda a, p: a**p * sp.log(a),

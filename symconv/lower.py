@@ -11,14 +11,15 @@ from __future__ import annotations
 import functools
 import graphlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sympy as sp
 
 from .derive import partials, tidy
-from .functions import Pointwise, is_below, kinked, numeric, power, same, typed
+from .functions import Pointwise, finite, is_below, kinked, less, numeric, power, same, typed
 from .functions import where as choice
+from .keep import merged
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Access, Operand
@@ -80,7 +81,17 @@ class Accumulator:
     @property
     def needs(self) -> frozenset[sp.Symbol]:
         """The symbols that must be there before it."""
-        return frozenset().union(*(value.free_symbols for value in (*self.values, *filter(None, [self.rank]))))
+        return frozenset().union(*(expr.free_symbols for expr in self.takes))
+
+    @property
+    def takes(self) -> tuple[sp.Expr, ...]:
+        """The expressions that go in: its values and its rank."""
+        return (*self.values, *([] if self.rank is None else [self.rank]))
+
+    def of(self, exprs: Mapping[sp.Expr, sp.Expr]) -> Accumulator:
+        """The same of other expressions."""
+        values = tuple(exprs[value] for value in self.values)
+        return replace(self, values=values, rank=self.rank if self.rank is None else exprs[self.rank])
 
     def yielding(self, wanted: frozenset[sp.Symbol]) -> Accumulator:
         """The same with its first symbol alone, if nobody wants the others: a maximum without its position."""
@@ -143,7 +154,9 @@ class Schedule:
     Args:
         forward: the sweeps of the forward pass.
         output: the function that gives the output from what they accumulated.
-        kept: the window values that the forward pass hands to the backward pass.
+        accumulated: the window values that the forward pass hands to the backward pass as they are.
+        made: those that it makes of several, in the order of `make`.
+        make: the function that gives those.
         backward: the sweeps of the backward pass: first what is accumulated again, then those that give gradients.
         window_gradients: the operands with a gradient that arises once per window, in the order of `at_windows`.
         at_windows: the function that gives those.
@@ -152,11 +165,18 @@ class Schedule:
 
     forward: tuple[Sweep, ...]
     output: Block
-    kept: tuple[Value, ...]
+    accumulated: tuple[Value, ...]
+    made: tuple[Value, ...]
+    make: Block
     backward: tuple[Sweep, ...]
     window_gradients: tuple[Operand, ...]
     at_windows: Block
     counts: dict[sp.Symbol, Domain]
+
+    @property
+    def kept(self) -> tuple[Value, ...]:
+        """The window values that the forward pass hands to the backward pass."""
+        return self.accumulated + self.made
 
     @property
     def has_gradient(self) -> frozenset[str]:
@@ -211,18 +231,27 @@ def lower(formula: Formula, lift: bool = False) -> Schedule:
     read = output.free_symbols.union(*(each.needs for each in forward_accumulators))
     forward = [each.yielding(frozenset(read | used if not each.left else read)) for each in forward_accumulators]
     again = [each.yielding(used) for each in again]
-    forward_sweeps = tuple(lowering.sweep(where, group) for where, group in stages(forward))
-    backward = [lowering.sweep(where, group) for where, group in stages(again)]
-    backward += [lowering.gradient_sweep(where, exprs) for where, exprs in sorted(at_taps.items())]
+    kept = [s for each in forward if not each.left for s in each.symbols if s in used]
 
-    kept = tuple(s for each in forward if not each.left for s in each.symbols if s in used)
+    exprs = [*gradients, *(expr for each in again for expr in each.takes)]
+    known = {*lowering.counts, *(operand for operand in formula.operands if operand.role == "const")}
+    rewritten, parts = merged(exprs, (value for value in kept if not value.position), known)
+    new = dict(zip(exprs, rewritten))
+    used = frozenset().union(*(expr.free_symbols for expr in rewritten))
+
+    forward_sweeps = [lowering.sweep(where, group) for where, group in stages(forward)]
+    backward = [lowering.sweep(where, group) for where, group in stages([each.of(new) for each in again])]
+    for where, slopes in sorted(at_taps.items()):
+        backward.append(lowering.gradient_sweep(where, {operand: new[expr] for operand, expr in slopes.items()}))
     return Schedule(
-        forward_sweeps,
+        tuple(forward_sweeps),
         lowering.block([output]),
-        kept,
+        tuple(value for value in kept if value in used),
+        tuple(parts),
+        lowering.block(parts.values()),
         tuple(backward),
         tuple(at_windows),
-        lowering.block(at_windows.values()),
+        lowering.block(new[expr] for expr in at_windows.values()),
         lowering.counts,
     )
 
@@ -394,6 +423,13 @@ class _Along:
 
     def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
         return self._yield("exponentials", [value])
+
+    def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+        if any(each.kind == "exponentials" and each.values == (value,) for each in self.lowering.accumulators):
+            peak, total = self.exponentials(value)
+            return peak, total
+        peak = finite(self.first_max(value)[0])
+        return peak, self.sum(sp.exp(less(value, peak)))
 
     def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
         return self._yield("moment", [a, b, weight])[0]

@@ -32,6 +32,14 @@ class Block:
         return (*(expr for _, expr in self.temporaries), *self.results)
 
     @property
+    def whole(self) -> tuple[sp.Expr, ...]:
+        """The results without temporaries."""
+        found: dict[sp.Basic, sp.Expr] = {}
+        for name, expr in self.temporaries:
+            found[name] = expr.xreplace(found)
+        return tuple(expr.xreplace(found) for expr in self.results)
+
+    @property
     def operations(self) -> Counter[str]:
         """How many operations of each sort one evaluation takes."""
         return sum(map(count_operations, self.expressions), Counter())

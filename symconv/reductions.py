@@ -20,7 +20,7 @@ import torch
 
 from .errors import DerivativeError
 from .functions import case, ceil, floor, is_zero, less, reciprocal, same, shift
-from .language.axes import WindowNode, domain, labels_of
+from .language.axes import WindowNode, domain, labels_of, without
 
 Adjoint = Callable[[Any, sp.Expr], tuple[sp.Expr, ...]]
 
@@ -30,6 +30,8 @@ class Accumulators(Protocol):
 
     Each call asks for one and returns its symbols.
     """
+
+    dims: frozenset[str]
 
     def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
         """The sum of a tap value, over as many taps and channels as it and `like` have."""
@@ -45,6 +47,9 @@ class Accumulators(Protocol):
 
     def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """The maximum, made finite, and the sum of exp(value - maximum)."""
+
+    def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+        """The same as `exponentials`: those, where they are there anyway; else from a maximum first, then a sum."""
 
     def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
         """The sum of weight*(a - mean(a))*(b - mean(b)) with weighted means (Welford; West 1979)."""
@@ -213,10 +218,26 @@ def _lower_logsumexp(acc: Accumulators, e: sp.Expr) -> sp.Expr:
 
 
 def _lower_softmax(acc: Accumulators, e: sp.Expr) -> sp.Expr:
-    peak, total = acc.exponentials(e)
+    peak, total = acc.shares(e)
     # The peak goes first: together with the logarithm it would round the shares of large values.  One exponential of
     # it all has a logarithm that stays finite where the share underflows.
     return sp.exp(less(e, peak) - shift(sp.log(total)))
+
+
+def _lower_sum(acc: Accumulators, e: sp.Expr) -> sp.Expr:
+    # sum(v*softmax(e)) is sum(v*exp(e - peak)) over sum(exp(e - peak)): one exponential at a tap serves both sums.
+    factors = [_over_totals(factor, acc.dims) for factor in sp.Mul.make_args(e)]
+    return acc.sum(sp.Mul(*(inside for inside, _ in factors))) * sp.Mul(*(outside for _, outside in factors))
+
+
+def _over_totals(factor: sp.Expr, dims: frozenset[str]) -> tuple[sp.Expr, sp.Expr]:
+    """A factor in two, the second the same along `dims`: a share, as `_lower_softmax` writes it, without its total."""
+    if not isinstance(factor, sp.exp):
+        return factor, sp.S.One
+    terms = sp.Add.make_args(factor.exp)
+    totals = [-each for each in terms if isinstance(-each, shift) and without(labels_of(each), dims) == labels_of(each)]
+    outside = sp.Mul(*(reciprocal(sp.exp(total.args[0])) for total in totals))
+    return sp.exp(factor.exp + sp.Add(*totals)), outside
 
 
 def _lower_mean(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
@@ -316,7 +337,7 @@ def _reference_quantile(values: torch.Tensor, *rest: torch.Tensor) -> torch.Tens
 
 
 _RECORDS = (
-    Reduction("sum", Sum, lambda node, up: (up,), lambda acc, e: acc.sum(e), _filled(0.0, torch.sum)),
+    Reduction("sum", Sum, lambda node, up: (up,), _lower_sum, _filled(0.0, torch.sum)),
     Reduction(
         "prod",
         Prod,

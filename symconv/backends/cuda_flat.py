@@ -74,18 +74,20 @@ class Forward:
         taps = [reader.variable(s, self.sweep.where, "[v]", "[i]") for s in self.sweep.taps.arguments]
         if not reader.images:
             raise NotFlatError
-        output = self.given.schedule.output
-        at_output = Reader(self.given)
-        arguments = [self.at_output(symbol, at_output) for symbol in output.arguments]
+        schedule, identifier = self.given.schedule, self.given.identifier
+        combine, make = (
+            f"{name}({', '.join(self.at_output(symbol, Reader(self.given)) for symbol in block.arguments)})"
+            for name, block in (("combine", schedule.output), ("make", schedule.make))
+        )
+        made = [make] if len(schedule.made) == 1 else [f"{make}[{k}]" for k in range(len(schedule.made))]
         return {
             **reader.facts(),
             "call": f"{self.name}_tap({', '.join(taps)})",
             "accumulators": self.given.printed[0]["nests"][0]["accumulators"],
             "doc": self.given.printed[0]["doc"],
-            "combine": f"combine({', '.join(arguments)})",
-            "kept": [
-                (self.held[self.given.identifier(symbol)], symbol.position) for symbol in self.given.schedule.kept
-            ],
+            "combine": combine,
+            "kept": [(self.held[identifier(symbol)], symbol.position) for symbol in schedule.accumulated]
+            + [(value, False) for value in made],
         }
 
     def at_output(self, symbol: sp.Symbol, reader: Reader) -> str:

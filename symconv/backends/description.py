@@ -31,6 +31,9 @@ MEANINGS = {
 }
 
 
+#: What the function says of itself that makes the window values that are kept but not accumulated.
+MAKE = "What the backward pass asks for in place of the values of which it is made."
+
 #: The class of the static headers behind each kind of accumulator, in every backend.
 ACCUMULATORS = {
     "sum": "Sum",
@@ -60,6 +63,7 @@ def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, st
         for each in sweep.accumulators:
             names.append((each.symbols[0].name, legend(each)))
             names += [(symbol.name, legend(each, symbol)) for symbol in each.symbols[1:]]
+    names += [(name.name, "kept: " + _text(expr)) for name, expr in zip(schedule.made, schedule.make.whole)]
     return {
         "title": kernel.title,
         "version": __version__,

@@ -21,7 +21,7 @@ from ..lower import YIELDS, Schedule, Sweep
 from ..operations import NOTHING, PERIODIC, Block
 from ..printers.cpp import CppPrinter, identifier
 from ..render import render
-from .description import ACCUMULATORS, describe, identifiers, legend
+from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
 
 SIZES = {"T": "windows.taps", "C": "windows.geometry.channels", "N": "windows.taps * windows.geometry.channels"}
 OFFSETS = {"dx": 2, "dy": 1, "dz": 0}
@@ -404,10 +404,16 @@ class Forward(Pass):
 
     def context(self) -> dict[str, Any]:
         doc = "The output, from what the window's taps gave."
-        return {"combine": self.function("combine", doc, self.schedule.output, WINDOW), **super().context()}
+        return {
+            "combine": self.function("combine", doc, self.schedule.output, WINDOW),
+            "make": self.function("make", MAKE, self.schedule.make, WINDOW),
+            "made": [*map(self.identifier, self.schedule.made)],
+            **super().context(),
+        }
 
     def values(self) -> list[tuple[str, str, str]]:
-        return [*super().values(), ("output", "real", "1")]
+        made = [(self.identifier(symbol), "real", "1") for symbol in self.schedule.made]
+        return [*super().values(), *made, ("output", "real", "1")]
 
 
 class Backward(Pass):

@@ -14,7 +14,7 @@ from ..lower import Schedule, Sweep
 from ..operations import Block
 from ..printers.torch import TorchPrinter
 from ..render import render, static_header
-from .description import ACCUMULATORS, describe, identifiers, legend
+from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
 
 #: How an operand of each role is made ready for the blocks.
 PREPARE = {
@@ -94,12 +94,15 @@ class _Printed:
         at_windows = self.function(
             "gradient_windows", "What reaches each operand once per window.", schedule.at_windows, always_tuple=True
         )
-        used_forward = self.used(schedule.forward, schedule.output)
+        make = self.function("make", MAKE, schedule.make, always_tuple=True)
+        used_forward = self.used(schedule.forward, schedule.output, schedule.make)
         used_backward = self.used(schedule.backward, schedule.at_windows) | set(self.tensors)
         return {
             "functions": self.functions,
             "forward": forward,
             "output": output,
+            "made": _targets(symbol.name for symbol in schedule.made),
+            "make": make,
             "kept": _tuple(
                 "layout.windows(torch.int32)" if symbol.position else "layout.windows()" for symbol in schedule.kept
             ),
@@ -232,8 +235,8 @@ class _Printed:
 
     # -- What is made ready ------------------------------------------------------------------------------------------
 
-    def used(self, sweeps: Sequence[Sweep], last: Block) -> set[str]:
-        blocks = [block for sweep in sweeps for block in (sweep.before, sweep.taps, sweep.ranks)] + [last]
+    def used(self, sweeps: Sequence[Sweep], *last: Block) -> set[str]:
+        blocks = [block for sweep in sweeps for block in (sweep.before, sweep.taps, sweep.ranks)] + [*last]
         names = {getattr(symbol, "operand", symbol).name for block in blocks for symbol in block.arguments}
         return names | {name for sweep in sweeps for name in sweep.where.inputs}
 

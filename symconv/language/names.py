@@ -18,7 +18,7 @@ WINDOW_FUNCTIONS = REDUCTIONS | TRANSFORMS
 #: Functions that derivatives are written with: their text is read back, but nobody is told to use them.
 OF_DERIVATIVES = frozenset(
     """
-    spread share positive is_zero same reciprocal shift less typed power_slope power_log sinc_slope
+    spread share positive is_zero same reciprocal shift finite less typed power_slope power_log sinc_slope
     others others_slope first_max first_min chosen
     """.split()
 )
@@ -28,7 +28,7 @@ RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES
     bias weight input param const field kernel init device dtype backend in_channels out_channels
     kernel_size stride padding dilation groups padding_mode padding_value
     grad grad_output layout windows tap kept given needs gradients place value names name like output shape
-    forward backward combine torch math functools itertools max map zip tuple
+    forward backward combine make torch math functools itertools max map zip tuple
     Layout Block Tensor Product Factors Max FirstMax Exponentials Mean Moment Rank FirstRank
     ImageGradient BankGradient FieldGradient
     Iterator Sequence NamedTuple ClassVar
@@ -36,7 +36,7 @@ RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES
 )
 #: Names that generated code numbers.
 GENERATED = re.compile(
-    r"(sum|product|nonzero|zeros|(arg)?(max|rank)|peak|exponentials|moment|mean|value)_\d+|(count|position)(_.*)?"
+    r"(sum|product|nonzero|zeros|(arg)?(max|rank)|peak|exponentials|moment|mean|value|kept)_\d+|(count|position)(_.*)?"
     r"|(running|grad|forward|backward|gradient)_.*"
 )
 #: How the names end that generated code makes of those of operands, and two words of which it makes some as well.

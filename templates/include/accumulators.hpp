@@ -103,11 +103,6 @@ struct Exponentials {
         total = where(mask, total * of_top + of_value, total);
         top = where(mask, higher, top);
     }
-    /// What may be subtracted: never -inf or inf.
-    static vec finite(vec v)
-    {
-        return bounded(-LARGEST, v, LARGEST);
-    }
     vec peak() const { return finite(top); }
     vec exponentials() const { return total; }
 };

@@ -5,7 +5,7 @@
 
 #define KERNEL(name) \
     if (!strcmp(wanted, #name)) \
-        return emulation::run(name, blocks, threads, bytes, symconv::near_memory, call, order);
+        return emulation::run(emulation::Function<name>::run, blocks, threads, bytes, symconv::near_memory, call, order);
 
 alignas(128) symconv::real symconv::near_memory[emulation::SHARED_MEMORY / sizeof(symconv::real)];
 

@@ -5,19 +5,17 @@
 // sanitizers can watch.  Waiting where not all threads come to wait is found and reported.
 #pragma once
 
+// Kernels are built by the hundred, so that headers which take long to read are not used.
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <functional>
-#include <math.h>
-#include <memory>
-#include <random>
-#include <vector>
+#include <type_traits>
 
 #ifdef SYMCONV_EMULATION_THREADS
 #include <condition_variable>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 #else
 #include <sys/mman.h>
 #if !defined(__x86_64__)
@@ -31,13 +29,21 @@
 #define __launch_bounds__(...)
 #define __noinline__ __attribute__((noinline))
 
+// C's functions for one number of a kernel's type, without their header.
+#define EMULATED_float(name) __builtin_##name##f
+#define EMULATED_double(name) __builtin_##name
+#define SYMCONV_SCALAR(name) SYMCONV_PASTE(EMULATED_, SYMCONV_REAL)(name)
+extern "C" float fmaf(float, float, float) noexcept;
+extern "C" float fabsf(float) noexcept;
+extern "C" double fabs(double) noexcept;
+
 namespace emulation {
 
 struct Dim {
     unsigned x = 1, y = 1, z = 1;
 };
 
-constexpr int WARP_SIZE = 32;
+constexpr unsigned WARP_SIZE = 32, MOST_THREADS = 1024;
 
 /// A number that a thread shows to its warp, and the one before: a fast thread may show its next before all have read.
 struct Slot {
@@ -47,10 +53,12 @@ struct Slot {
 struct Launch {
     Dim grid, block;
     unsigned number = 0;  // of the block that runs
-    std::function<void()> kernel;
-    std::vector<Slot> shown;
+    const void* call;
+    void (*kernel)(const void* call);
     const char* failure = nullptr;
 };
+
+inline Slot shown[MOST_THREADS];
 
 #ifdef SYMCONV_EMULATION_THREADS
 
@@ -103,7 +111,7 @@ inline void run_block(Launch& launch, unsigned)
         running.emplace_back([&, i] {
             threads[i].index = {i, 0, 0};
             thread = &threads[i];
-            launch.kernel();
+            launch.kernel(launch.call);
         });
     for (auto& each : running)
         each.join();
@@ -184,7 +192,7 @@ inline void wait_for_warp() { wait(State::at_warp); }
 
 inline void main_of_fiber()
 {
-    launch->kernel();
+    launch->kernel(launch->call);
     thread->state = State::done;
     leave();
 }
@@ -206,41 +214,47 @@ inline char* stacks(unsigned count)
     return memory;
 }
 
-/// Let those go on who wait for others that have come; false if nobody can.
-inline bool release(std::vector<Thread>& threads)
+inline Thread threads[MOST_THREADS];
+
+/// Let `count` threads from `begin` on go on if all of them are in a state; whether they are.
+inline bool release(unsigned begin, unsigned count, State state)
 {
-    const auto count = [&](size_t begin, size_t end, State state) {
-        size_t found = 0;
-        for (size_t i = begin; i < end; ++i)
-            found += threads[i].state == state;
-        return found;
-    };
+    for (unsigned i = begin; i < begin + count; ++i)
+        if (threads[i].state != state)
+            return false;
+    for (unsigned i = begin; i < begin + count; ++i)
+        threads[i].state = State::ready;
+    return true;
+}
+
+/// Let those of `count` threads go on who wait for others that have come; false if nobody can.
+inline bool release(unsigned count)
+{
     bool released = false;
-    for (size_t begin = 0; begin < threads.size(); begin += WARP_SIZE)
-        if (count(begin, begin + WARP_SIZE, State::at_warp) == WARP_SIZE) {
-            for (size_t i = begin; i < begin + WARP_SIZE; ++i)
-                threads[i].state = State::ready;
-            released = true;
-        }
-    if (count(0, threads.size(), State::at_block) == threads.size()) {
-        for (Thread& each : threads)
-            each.state = State::ready;
-        released = true;
-    }
-    return released;
+    for (unsigned begin = 0; begin < count; begin += WARP_SIZE)
+        released |= release(begin, WARP_SIZE, State::at_warp);
+    return release(0, count, State::at_block) || released;
+}
+
+/// A random number below `end` (Marsaglia 2003).
+inline unsigned drawn(uint64_t& state, unsigned end)
+{
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    return unsigned(state % end);
 }
 
 inline void run_block(Launch& launch, unsigned order)
 {
-    std::vector<Thread> threads(launch.block.x);
-    char* memory = stacks(launch.block.x);
+    const unsigned count = launch.block.x;
+    char* memory = stacks(count);
     if (!memory) {
         launch.failure = "there is no memory for the stacks of a block";
         return;
     }
-    std::vector<unsigned> turns(threads.size());
-    for (unsigned i = 0; i < threads.size(); ++i) {
-        turns[i] = order == 1 ? unsigned(threads.size()) - 1 - i : i;
+    static unsigned turns[MOST_THREADS];
+    for (unsigned i = 0; i < count; ++i) {
+        turns[i] = order == 1 ? count - 1 - i : i;
+        threads[i] = Thread();
         threads[i].index = {i, 0, 0};
         char* top = memory + (i + 1) * STACK;
 #if defined(__x86_64__)
@@ -258,20 +272,22 @@ inline void run_block(Launch& launch, unsigned order)
         makecontext(&threads[i].context, &main_of_fiber, 0);
 #endif
     }
-    std::mt19937 random(order);
+    uint64_t random = order;
     for (;;) {
-        if (order > 1)
-            for (size_t i = turns.size(); i > 1; --i)
-                std::swap(turns[i - 1], turns[random() % i]);
-        size_t done = 0;
-        for (unsigned turn : turns) {
-            if (threads[turn].state == State::ready)
-                enter(threads[turn]);
-            done += threads[turn].state == State::done;
+        for (unsigned i = count; order > 1 && i > 1; --i) {
+            unsigned &last = turns[i - 1], &other = turns[drawn(random, i)], kept = last;
+            last = other, other = kept;
         }
-        if (done == threads.size())
+        unsigned done = 0;
+        for (unsigned i = 0; i < count; ++i) {
+            Thread& next = threads[turns[i]];
+            if (next.state == State::ready)
+                enter(next);
+            done += next.state == State::done;
+        }
+        if (done == count)
             return;
-        if (!release(threads)) {
+        if (!release(count)) {
             launch.failure = done ? "some threads of a block have ended while others wait for them"
                                   : "the threads of a block wait at different places";
             return;
@@ -285,29 +301,32 @@ inline void run_block(Launch& launch, unsigned order)
 template <class T> T exchanged(T value, int mask)
 {
     const unsigned turn = thread->turn++ % 2;
-    memcpy(&launch->shown[thread->index.x].bits[turn], &value, sizeof value);
+    memcpy(&shown[thread->index.x].bits[turn], &value, sizeof value);
     wait_for_warp();
-    memcpy(&value, &launch->shown[thread->index.x ^ unsigned(mask)].bits[turn], sizeof value);
+    memcpy(&value, &shown[thread->index.x ^ unsigned(mask)].bits[turn], sizeof value);
     return value;
 }
 
 /// Shared memory of the largest size that a block may have.
 constexpr size_t SHARED_MEMORY = 227 * 1024;
 
+/// A kernel with its argument as data.
+template <auto KERNEL> struct Function;
+template <class Call, void (*KERNEL)(Call)> struct Function<KERNEL> {
+    static void run(const void* call) { KERNEL(*static_cast<const std::remove_const_t<Call>*>(call)); }
+};
+
 /// Run a kernel with `bytes` bytes of shared memory, which is at `near` and full of NaN beforehand.  `order` is that in
 /// which threads take turns: 0 ascending, 1 descending, else at random with that seed.
 /// Returns what went wrong, or nothing.
-template <class Call>
-const char* run(void (*kernel)(Call), unsigned blocks, unsigned threads, unsigned bytes, void* near, const void* call,
-                unsigned order)
+inline const char* run(void (*kernel)(const void*), unsigned blocks, unsigned threads, unsigned bytes, void* near,
+                       const void* call, unsigned order)
 {
     if (bytes > SHARED_MEMORY)
         return "there is not so much shared memory";
-    Launch now;
-    now.grid.x = blocks;
-    now.block.x = threads;
-    now.shown.resize(threads);
-    now.kernel = [&] { kernel(*static_cast<const std::remove_const_t<Call>*>(call)); };
+    if (threads > MOST_THREADS)
+        return "a block has 1024 threads at most";
+    Launch now{{blocks}, {threads}, 0, call, kernel};
     launch = &now;
     for (unsigned turn = 0; turn < blocks && !now.failure; ++turn) {
         now.number = order % 2 ? blocks - 1 - turn : turn;
@@ -337,11 +356,11 @@ inline double __dsub_rn(double a, double b) { return a - b; }
 
 // Approximations, as far from exact as a GPU's near 0: 22 bits.
 inline float emulated_approximation(double value) { return float(value * (1 + 0x1p-22)); }
-inline float __expf(float z) { return emulated_approximation(exp(double(z))); }
-inline float __logf(float z) { return emulated_approximation(log(double(z))); }
-inline float __sinf(float z) { return emulated_approximation(sin(double(z))); }
-inline float __cosf(float z) { return emulated_approximation(cos(double(z))); }
-inline float __tanf(float z) { return emulated_approximation(tan(double(z))); }
+inline float __expf(float z) { return emulated_approximation(__builtin_exp(double(z))); }
+inline float __logf(float z) { return emulated_approximation(__builtin_log(double(z))); }
+inline float __sinf(float z) { return emulated_approximation(__builtin_sin(double(z))); }
+inline float __cosf(float z) { return emulated_approximation(__builtin_cos(double(z))); }
+inline float __tanf(float z) { return emulated_approximation(__builtin_tan(double(z))); }
 
 template <class To, class From> To emulated_bits(From from)
 {

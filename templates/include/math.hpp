@@ -45,7 +45,7 @@ SYMCONV_INLINE vec sqrt(vec z)
     return SYMCONV_X86(sqrt, z);
 #else
     for (int lane = 0; lane < LANES; ++lane)
-        z[lane] = ::sqrt(z[lane]);
+        z[lane] = SYMCONV_SCALAR(sqrt)(z[lane]);
     return z;
 #endif
 }
@@ -113,6 +113,9 @@ SYMCONV_INLINE vec reciprocal(vec r) { return where(r == 0, 0, 1 / r); }
 /// r, and 0 where r is -inf: what may be subtracted from a logarithm.
 SYMCONV_INLINE vec shift(vec r) { return where(r == -infinity, 0, r); }
 
+/// r, and the largest or the smallest number where r is infinite: what may be subtracted from infinities.
+SYMCONV_INLINE vec finite(vec r) { return bounded(-LARGEST, r, LARGEST); }
+
 /// z to a whole power, by repeated squaring.
 template <int N> SYMCONV_INLINE vec ipow(vec z)
 {
@@ -165,14 +168,14 @@ template <int N> SYMCONV_INLINE vec polynomial(vec z, const real (&c)[N])
     inline CALLED vec name(vec z) \
     { \
         for (int lane = 0; lane < LANES; ++lane) \
-            z[lane] = ::name(z[lane]); \
+            z[lane] = SYMCONV_SCALAR(name)(z[lane]); \
         return z; \
     }
 #define SYMCONV_LIBRARY_2(name, bound) \
     inline CALLED vec name(vec a, vec b) \
     { \
         for (int lane = 0; lane < LANES; ++lane) \
-            a[lane] = ::name(a[lane], b[lane]); \
+            a[lane] = SYMCONV_SCALAR(name)(a[lane], b[lane]); \
         return a; \
     }
 #endif

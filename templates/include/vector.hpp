@@ -8,11 +8,20 @@
 
 #include <cstdint>
 #include <cstring>
-#include <math.h>
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(__AVX2__) && __GNUC__ >= 11 && __GNUC__ < 16 && !defined(__clang__)
+// The parts of immintrin.h that are used here: all of it takes half a second to read, as long as a kernel.
+#define _IMMINTRIN_H_INCLUDED
+#include <smmintrin.h>
+#include <avxintrin.h>
+#include <avx2intrin.h>
+#include <fmaintrin.h>
+#if defined(__AVX512F__)
+#include <avx512fintrin.h>
+#endif
+#elif defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -57,6 +66,13 @@
 // The preprocessor takes unknown names for 0: 1 for float, 0 for double.
 #define SYMCONV_IS_float 1
 #define SYMCONV_FLOAT SYMCONV_PASTE(SYMCONV_IS_, SYMCONV_REAL)
+
+// SYMCONV_SCALAR(sqrt) is C's function for one number; without its header, which takes long to read in C++.
+#if SYMCONV_FLOAT
+#define SYMCONV_SCALAR(name) SYMCONV_PASTE(__builtin_##name, f)
+#else
+#define SYMCONV_SCALAR(name) __builtin_##name
+#endif
 
 // SYMCONV_X86(sqrt, v) is an instruction of the wide x86 sets; without them there are loops over the lanes.
 #if SYMCONV_FLOAT

@@ -42,6 +42,10 @@ using uint64_t = unsigned long long;
 #define UNLIKELY(condition) __builtin_expect(condition, 0)
 #define SYMCONV_PASTED(a, b) a##b
 #define SYMCONV_PASTE(a, b) SYMCONV_PASTED(a, b)
+// C's function for one number; CUDA has it for both types under one name.
+#ifndef SYMCONV_SCALAR
+#define SYMCONV_SCALAR(name) ::name
+#endif
 #define SYMCONV_IS_float 1
 #define SYMCONV_FLOAT SYMCONV_PASTE(SYMCONV_IS_, SYMCONV_REAL)
 

@@ -401,17 +401,12 @@ class Exponentials(Sum):
         total, top = tap.window(self.value), tap.window(self.top)
         value = self.seen(value, tap)
         new = torch.maximum(top, self.reduced(value, "amax"))
-        peak = self.finite(new)
+        peak = finite(new)
         total.mul_(torch.exp(top - peak)).add_(self.reduced(torch.exp(value - peak), "sum"))
         top.copy_(new)
 
-    def finite(self, top: Tensor) -> Tensor:
-        """What may be subtracted: never -inf or inf."""
-        largest = torch.finfo(top.dtype).max
-        return top.clamp(-largest, largest)
-
     def result(self) -> tuple[Tensor, ...]:
-        return self.finite(self.top), self.value
+        return finite(self.top), self.value
 
 
 class Mean(Sum):
@@ -614,3 +609,9 @@ def reciprocal(r: Tensor) -> Tensor:
 def shift(r: Tensor) -> Tensor:
     """r, and 0 where r is -inf."""
     return torch.where(r == -torch.inf, 0.0, r)
+
+
+def finite(r: Tensor) -> Tensor:
+    """r, and the largest or the smallest number where r is infinite."""
+    largest = torch.finfo(r.dtype).max
+    return r.clamp(-largest, largest)
