@@ -67,7 +67,7 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
     tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes).options()
     width = f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}"
     for direction in ("FORWARD", "BACKWARD"):
-        strict = ["-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
+        strict = ["-O1", "-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
         toolchain.compile(tmp_path / "kernel.cpp", tmp_path / "kernel.so", strict, [template_directory() / "include"])
 
 
