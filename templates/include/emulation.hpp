@@ -338,6 +338,7 @@ inline const char* run(void (*kernel)(const void*), unsigned blocks, unsigned th
         if (!now.failure && left && (rest[0] != 0xff || memcmp(rest, rest + 1, left - 1)))
             now.failure = "a block has written beyond its shared memory";
     }
+    launch = nullptr;
     return now.failure;
 }
 

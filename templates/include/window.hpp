@@ -324,12 +324,13 @@ inline real* laid_out(const Windows& windows, int64_t count, Arena& arena, Eleme
     real* packed = arena.take<real>(groups * padded * taps);
     const int64_t whole = PER_FILTER && PER_TAP ? (WHOLE_BLOCKS ? padded : filters / BLOCK * BLOCK) : 0;
     const int64_t blocks = whole / BLOCK, left = (WHOLE_BLOCKS ? padded : filters) - whole;
-    spread(g.threads, arena.fills ? groups * blocks : 0, taps, [&](int64_t row, int64_t k) {
-        const int64_t group = row / blocks, f = row % blocks * BLOCK;
-        real* block = packed + (group * padded + f) * taps + k * BLOCK;
-        UNROLL for (int i = 0; i < BLOCK; ++i)
-            block[i] = f + i < filters ? element(group, f + i, k) : real(0);
-    });
+    if constexpr (PER_FILTER && PER_TAP)
+        spread(g.threads, arena.fills ? groups * blocks : 0, taps, [&](int64_t row, int64_t k) {
+            const int64_t group = row / blocks, f = row % blocks * BLOCK;
+            real* block = packed + (group * padded + f) * taps + k * BLOCK;
+            UNROLL for (int i = 0; i < BLOCK; ++i)
+                block[i] = f + i < filters ? element(group, f + i, k) : real(0);
+        });
     spread(g.threads, arena.fills ? groups * left : 0, taps, [&](int64_t row, int64_t k) {
         const int64_t group = row / left, f = whole + row % left;
         packed[(group * padded + f) * taps + k] = f < filters ? element(group, f, k) : real(0);
