@@ -25,7 +25,7 @@ from .language.formula import Formula
 from .language.symbols import Access, Operand
 from .lift import Lifted, Lifting, factored
 from .operations import NOTHING, Block
-from .reductions import record_of
+from .reductions import divided, record_of
 
 #: The gradient that reaches the output of a window.
 GRAD = Value("grad")
@@ -309,7 +309,7 @@ class _Lowering:
 
     def gradient(self, partial: sp.Expr) -> sp.Expr:
         """`grad` times a partial derivative."""
-        return tidy(GRAD * self.lower(kinked(partial)))
+        return tidy(GRAD * divided(self.lower(kinked(partial))))
 
     # -- Sweeps --------------------------------------------------------------------------------------------------
 

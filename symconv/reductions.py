@@ -230,7 +230,7 @@ def _lower_sum(acc: Accumulators, e: sp.Expr) -> sp.Expr:
     return acc.sum(sp.Mul(*(inside for inside, _ in factors))) * sp.Mul(*(outside for _, outside in factors))
 
 
-def _over_totals(factor: sp.Expr, dims: frozenset[str]) -> tuple[sp.Expr, sp.Expr]:
+def _over_totals(factor: sp.Expr, dims: frozenset[str] = frozenset()) -> tuple[sp.Expr, sp.Expr]:
     """A factor in two, the second the same along `dims`: a share, as `_lower_softmax` writes it, without its total."""
     if not isinstance(factor, sp.exp):
         return factor, sp.S.One
@@ -238,6 +238,11 @@ def _over_totals(factor: sp.Expr, dims: frozenset[str]) -> tuple[sp.Expr, sp.Exp
     totals = [-each for each in terms if isinstance(-each, shift) and without(labels_of(each), dims) == labels_of(each)]
     outside = sp.Mul(*(reciprocal(sp.exp(total.args[0])) for total in totals))
     return sp.exp(factor.exp + sp.Add(*totals)), outside
+
+
+def divided(expr: sp.Expr) -> sp.Expr:
+    """`expr` with a division per window in place of a logarithm for each share that softmax gives."""
+    return expr.replace(lambda node: isinstance(node, sp.exp), lambda node: sp.Mul(*_over_totals(node)))
 
 
 def _lower_mean(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:

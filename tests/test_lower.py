@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -74,6 +76,15 @@ def test_a_sum_weighted_by_softmax_takes_one_exponential(formula: str) -> None:
         for sweep in lower(sc.Kernel(formula).formula).forward
         for each in sweep.accumulators
     )
+
+
+@pytest.mark.parametrize("formula", ["sum(x*softmax(x))", "logsumexp(x + w)", "sum(w*softmax(x))"])
+def test_gradients_divide_by_the_sum_of_exponentials(formula: str) -> None:
+    """Once per window, where its logarithm would take as long as the exponential of a tap."""
+    backward = lower(sc.Kernel(formula).formula).backward
+    operations = sum((block.operations for each in backward for block in (each.before, each.taps)), Counter())
+    assert operations["log"] == 0
+    assert operations["exp"] > 0
 
 
 def test_softmax_and_logsumexp_of_one_value_share_their_sum() -> None:
