@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -43,15 +44,29 @@ def _spared(
     exprs: Sequence[sp.Expr], kept: frozenset[Value], known: frozenset[sp.Symbol]
 ) -> Iterator[tuple[sp.Expr, frozenset[Value]]]:
     """The parts that contain two or more kept values which occur in them alone, and these."""
-    occurrences = _occurrences(exprs)
+    occurrences = _occurrences(exprs, kept)
     for part, times in occurrences.items():
-        if len(part.free_symbols & kept) > 1 and part.free_symbols <= kept | known:
-            inside = _occurrences([part])
+        symbols = _symbols(part)
+        if isinstance(part, sp.Expr) and len(symbols & kept) > 1 and symbols <= kept | known:
+            inside = _occurrences([part], kept)
             alone = frozenset(each for each in kept if each in inside and inside[each] * times == occurrences[each])
             if len(alone) > 1:
                 yield part, alone
 
 
-def _occurrences(exprs: Iterable[sp.Expr]) -> Counter[sp.Basic]:
-    """How often each subexpression occurs."""
-    return Counter(node for expr in exprs for node in sp.preorder_traversal(expr) if isinstance(node, sp.Expr))
+def _occurrences(exprs: Iterable[sp.Basic], kept: frozenset[Value]) -> Counter[sp.Basic]:
+    """How often each part occurs that contains a kept value."""
+    found: Counter[sp.Basic] = Counter()
+    waiting = [*exprs]
+    while waiting:
+        part = waiting.pop()
+        if not kept.isdisjoint(_symbols(part)):
+            found[part] += 1
+            waiting += part.args
+    return found
+
+
+@functools.lru_cache(maxsize=65536)
+def _symbols(part: sp.Basic) -> frozenset[sp.Symbol]:
+    """The symbols of an expression: SymPy looks for them anew in every part."""
+    return frozenset([part] if part.is_Symbol else ()).union(*map(_symbols, part.args))

@@ -25,7 +25,7 @@ from .language.formula import Formula
 from .language.symbols import Access, Operand
 from .lift import Lifted, Lifting, factored
 from .operations import NOTHING, Block
-from .reductions import divided, record_of
+from .reductions import divided, record_of, weighs_sums
 
 #: The gradient that reaches the output of a window.
 GRAD = Value("grad")
@@ -285,6 +285,7 @@ class _Lowering:
 
     def __init__(self, formula: Formula, lift: bool) -> None:
         self.formula = formula
+        self.weighs_sums = weighs_sums(formula.expr)
         self.accumulators: list[Accumulator] = []
         self.counts: dict[sp.Symbol, Domain] = {}
         self._known: dict[tuple[object, ...], Accumulator] = {}
@@ -425,7 +426,7 @@ class _Along:
         return self._yield("exponentials", [value])
 
     def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        if any(each.kind == "exponentials" and each.values == (value,) for each in self.lowering.accumulators):
+        if not self.lowering.weighs_sums:
             peak, total = self.exponentials(value)
             return peak, total
         peak = finite(self.first_max(value)[0])

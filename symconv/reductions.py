@@ -49,7 +49,7 @@ class Accumulators(Protocol):
         """The maximum, made finite, and the sum of exp(value - maximum)."""
 
     def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """The same as `exponentials`: those, where they are there anyway; else from a maximum first, then a sum."""
+        """The same as `exponentials`, or where a sum shares the exponentials from a maximum first, then a sum."""
 
     def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
         """The sum of weight*(a - mean(a))*(b - mean(b)) with weighted means (Welford; West 1979)."""
@@ -224,31 +224,44 @@ def _lower_softmax(acc: Accumulators, e: sp.Expr) -> sp.Expr:
     return sp.exp(less(e, peak) - shift(sp.log(total)))
 
 
-def _lower_sum(acc: Accumulators, e: sp.Expr) -> sp.Expr:
+def _lower_sum(acc: Accumulators, e: sp.Expr, *like: sp.Expr) -> sp.Expr:
     # sum(v*softmax(e)) is sum(v*exp(e - peak)) over sum(exp(e - peak)): one exponential at a tap serves both sums.
-    factors = [_over_totals(factor, acc.dims) for factor in sp.Mul.make_args(e)]
-    return acc.sum(sp.Mul(*(inside for inside, _ in factors))) * sp.Mul(*(outside for _, outside in factors))
+    inside, outside = [], []
+    for factor in sp.Mul.make_args(e):
+        share, over = _share_over_total(factor)
+        varies = without(labels_of(over), acc.dims) != labels_of(over)
+        inside.append(factor if varies else share)
+        outside.append(sp.S.One if varies else over)
+    return acc.sum(sp.Mul(*inside), *like) * sp.Mul(*outside)
 
 
-def _over_totals(factor: sp.Expr, dims: frozenset[str] = frozenset()) -> tuple[sp.Expr, sp.Expr]:
-    """A factor in two, the second the same along `dims`: a share, as `_lower_softmax` writes it, without its total."""
-    if not isinstance(factor, sp.exp):
-        return factor, sp.S.One
-    terms = sp.Add.make_args(factor.exp)
-    totals = [-each for each in terms if isinstance(-each, shift) and without(labels_of(each), dims) == labels_of(each)]
-    outside = sp.Mul(*(reciprocal(sp.exp(total.args[0])) for total in totals))
-    return sp.exp(factor.exp + sp.Add(*totals)), outside
+def _share_over_total(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """A share, as `_lower_softmax` writes it, as an exponential and 1 over the total; anything else, and 1."""
+    if isinstance(expr, sp.exp):
+        for part in expr.exp.args:
+            total = -part
+            if isinstance(total, shift) and isinstance(total.args[0], sp.log) and isinstance(expr.exp - part, less):
+                return sp.exp(expr.exp - part), reciprocal(total.args[0].args[0])
+    return expr, sp.S.One
 
 
 def divided(expr: sp.Expr) -> sp.Expr:
     """`expr` with a division per window in place of a logarithm for each share that softmax gives."""
-    return expr.replace(lambda node: isinstance(node, sp.exp), lambda node: sp.Mul(*_over_totals(node)))
+    return expr.replace(lambda node: isinstance(node, sp.exp), lambda node: sp.Mul(*_share_over_total(node)))
+
+
+def weighs_sums(expr: sp.Expr) -> bool:
+    """Whether softmax weighs a sum or mean in a formula, and no logsumexp is there to accumulate exponentials."""
+    nodes = [node for node in sp.preorder_traversal(expr) if isinstance(node, WindowNode)]
+    sums = [node for node in nodes if node.whole in (Sum, Mean)]
+    weighs = any(type(each) is Softmax.over(node.dims) for node in sums for each in sp.Mul.make_args(node.args[-1]))
+    return weighs and all(node.whole is not LogSumExp for node in nodes)
 
 
 def _lower_mean(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
     if not weight:
         return acc.mean(e)
-    return acc.sum(weight[0] * e) * reciprocal(acc.sum(weight[0], e))
+    return _lower_sum(acc, weight[0] * e) * reciprocal(_lower_sum(acc, weight[0], e))
 
 
 def _lower_cov(acc: Accumulators, a: sp.Expr, b: sp.Expr, *weight: sp.Expr) -> sp.Expr:

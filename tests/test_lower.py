@@ -67,7 +67,7 @@ def exponentials(formula: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "formula", ["sum(x*softmax(x))", "sum(w*softmax(x + w))", "sum(w*sum((x - 1)*softmax(x, dim=t), dim=t))"]
+    "formula", ["sum(x*softmax(x))", "mean(x, weight=softmax(x + w))", "sum(w*sum((x - 1)*softmax(x, dim=t), dim=t))"]
 )
 def test_a_sum_weighted_by_softmax_takes_one_exponential(formula: str) -> None:
     assert sum(exponentials(formula)) == 1
@@ -87,10 +87,25 @@ def test_gradients_divide_by_the_sum_of_exponentials(formula: str) -> None:
     assert operations["exp"] > 0
 
 
-def test_softmax_and_logsumexp_of_one_value_share_their_sum() -> None:
-    (first, second) = lower(sc.Kernel("logsumexp(x) + sum(x*softmax(x))").formula).forward
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "logsumexp(x) + sum(x*softmax(x))",
+        "logsumexp(x*w) - sum(x*softmax(x*w))",  # softmax comes first
+        "norm(softmax(x))",
+        "sum(w*softmax(x)**2)",
+        "sum(x*softmax(x*w, dim=t))",
+    ],
+)
+def test_softmax_accumulates_exponentials_where_no_sum_shares_them(formula: str) -> None:
+    first, second = lower(sc.Kernel(formula).formula).forward
     assert [each.kind for each in first.accumulators] == ["exponentials"]
     assert [each.kind for each in second.accumulators] == ["sum"]
+
+
+def test_a_difference_from_a_logarithm_is_no_share() -> None:
+    x, w, b = torch.full((1, 1, 2, 2), 1000.0), torch.ones(1, 1, 2, 2), torch.tensor([1000.0])
+    assert sc.conv2d("sum(w*exp(x - shift(b)))", x, w, b, backend="torch").item() == 4
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp", "cuda-emu"])
