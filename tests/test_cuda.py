@@ -92,9 +92,16 @@ def test_kernels_compile_for_gpus_and_spill_nothing(name: str) -> None:
         assert found.spilled == 0, (function, found)
 
 
+#: Every operator for one GPU in turn, and with the longest sweeps for the others.
+ARCHITECTURES = [
+    pytest.param(name, architecture, marks=[] if number % 3 == turn else [pytest.mark.emulation])
+    for number, name in enumerate(zoo.OPERATORS)
+    for turn, architecture in enumerate(("sm_80", "sm_90", "sm_100"))
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("name", zoo.OPERATORS)
+@pytest.mark.parametrize(("name", "architecture"), ARCHITECTURES)
 def test_every_operator_of_the_zoo_compiles(name: str, architecture: str) -> None:
     kernel = getattr(zoo, name)
     files = backends()["cuda"].compile(kernel)
