@@ -57,7 +57,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 #: Where kernels are compiled as for users.  Elsewhere there are hundreds of them, and the compiler takes half the time
 #: to optimise less: what they compute is the same, as vectors are explicit and nothing may reorder sums.
-OPTIMISED = ("test_properties", "test_seed_rows", "test_examples", "test_docs", "test_demo")
+OPTIMISED = ("test_cpp", "test_properties", "test_seed_rows", "test_examples", "test_docs", "test_demo")
 
 
 @pytest.fixture(autouse=True)

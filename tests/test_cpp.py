@@ -67,7 +67,7 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
     tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes).options()
     width = f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}"
     for direction in ("FORWARD", "BACKWARD"):
-        strict = ["-O1", "-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
+        strict = ["-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
         toolchain.compile(tmp_path / "kernel.cpp", tmp_path / "kernel.so", strict, [template_directory() / "include"])
 
 
@@ -461,13 +461,14 @@ def test_second_gradients_go_to_what_was_chosen(formula: str) -> None:
     assert torch.autograd.gradgradcheck(lambda *given: sc.conv2d(formula, *given, backend="cpp"), inputs)
 
 
-def test_many_windows_with_one_choice_are_all_counted() -> None:
+def test_many_windows_with_one_choice_are_counted_exactly() -> None:
     """Ones that are added one by one to a float32 stay at 2**24."""
     x, w = torch.randn(1, 1, 4300, 4300), torch.zeros(1, 1, 8, 8)
     w[0, 0, 0, 0] = 1000
     sc.conv2d("max(x + w)", x, w.requires_grad_(), backend="cpp").sum().backward()
     assert w.grad is not None
-    assert w.grad[0, 0, 0, 0].item() == pytest.approx(4293**2, rel=1e-4)
+    bound = 64 if find_toolchain().vector_bytes == 64 else 512  # fewer lanes have longer sums
+    assert abs(w.grad[0, 0, 0, 0].item() - 4293**2) <= bound
 
 
 @pytest.mark.parametrize(("dtype", "batch"), [(torch.float32, 1), (torch.float32, 35), (torch.float64, 35)])

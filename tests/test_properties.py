@@ -112,7 +112,7 @@ def test_many_random_layers(backend: str, case: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_random_layers_emulated(case: dict[str, Any]) -> None:
     """Fewer, because each thread of a GPU takes its turn."""

@@ -445,7 +445,7 @@ def test_random_formulas(case: Case) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_many_random_formulas(case: Case) -> None:
     check_case(case, "torch")
