@@ -226,28 +226,40 @@ def _lower_softmax(acc: Accumulators, e: sp.Expr) -> sp.Expr:
 
 def _lower_sum(acc: Accumulators, e: sp.Expr, *like: sp.Expr) -> sp.Expr:
     # sum(v*softmax(e)) is sum(v*exp(e - peak)) over sum(exp(e - peak)): one exponential at a tap serves both sums.
-    inside, outside = [], []
+    inside, totals = [], []
     for factor in sp.Mul.make_args(e):
-        share, over = _share_over_total(factor)
-        varies = without(labels_of(over), acc.dims) != labels_of(over)
+        share, total = _share_and_total(factor)
+        varies = without(labels_of(total), acc.dims) != labels_of(total)
         inside.append(factor if varies else share)
-        outside.append(sp.S.One if varies else over)
-    return acc.sum(sp.Mul(*inside), *like) * sp.Mul(*outside)
+        totals.append(sp.S.One if varies else total)
+    value, total = sp.Mul(*inside), sp.Mul(*totals)
+    if total == 1:
+        return acc.sum(value, *like)
+    if isinstance(value, sp.exp):
+        return acc.sum(value, *like) * reciprocal(total)
+    # Means of both: they are no larger than the largest value, as sums may be.
+    share_of_one = reciprocal(acc.count(e, *like))
+    return acc.sum(value * share_of_one, *like) * reciprocal(total * share_of_one)
 
 
-def _share_over_total(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-    """A share, as `_lower_softmax` writes it, as an exponential and 1 over the total; anything else, and 1."""
+def _share_and_total(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """A share, as `_lower_softmax` writes it, as an exponential and the total that it is over; anything else, and 1."""
     if isinstance(expr, sp.exp):
         for part in expr.exp.args:
             total = -part
             if isinstance(total, shift) and isinstance(total.args[0], sp.log) and isinstance(expr.exp - part, less):
-                return sp.exp(expr.exp - part), reciprocal(total.args[0].args[0])
+                return sp.exp(expr.exp - part), total.args[0].args[0]
     return expr, sp.S.One
 
 
 def divided(expr: sp.Expr) -> sp.Expr:
     """`expr` with a division per window in place of a logarithm for each share that softmax gives."""
-    return expr.replace(lambda node: isinstance(node, sp.exp), lambda node: sp.Mul(*_share_over_total(node)))
+
+    def quotient(node: sp.Expr) -> sp.Expr:
+        share, total = _share_and_total(node)
+        return node if total == 1 else share * reciprocal(total)
+
+    return expr.replace(lambda node: isinstance(node, sp.exp), quotient)
 
 
 def weighs_sums(expr: sp.Expr) -> bool:

@@ -103,6 +103,15 @@ def test_softmax_accumulates_exponentials_where_no_sum_shares_them(formula: str)
     assert [each.kind for each in second.accumulators] == ["sum"]
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpp", "cuda-emu"])
+def test_sums_weighted_by_softmax_are_as_large_as_their_values(backend: str) -> None:
+    x = torch.full((1, 1, 5, 5), 2e38)
+    y = sc.conv2d("sum(x*softmax(0*x))", x, kernel_size=5, out_channels=1, backend=backend)
+    torch.testing.assert_close(y, torch.full_like(y, 2e38))
+    y = sc.conv2d("sum(exp(x)*softmax(x))", torch.full_like(x, 87.0), kernel_size=5, out_channels=1, backend=backend)
+    torch.testing.assert_close(y, torch.full_like(y, 87.0).exp(), rtol=1e-4, atol=0)
+
+
 def test_a_difference_from_a_logarithm_is_no_share() -> None:
     x, w, b = torch.full((1, 1, 2, 2), 1000.0), torch.ones(1, 1, 2, 2), torch.tensor([1000.0])
     assert sc.conv2d("sum(w*exp(x - shift(b)))", x, w, b, backend="torch").item() == 4
