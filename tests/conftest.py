@@ -56,14 +56,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 #: Where kernels are compiled as for users.  Elsewhere there are hundreds of them, and the compiler takes half the time
-#: to optimise less: what they compute is the same, as vectors are explicit and nothing may reorder sums.
+#: to optimise less: what they compute is the same, as vectors are explicit and nothing may reorder sums.  Products and
+#: sums still become one instruction: without, kernels would round otherwise than those of users.
+QUICK = "-O1 -fexpensive-optimizations"
 OPTIMISED = ("test_cpp", "test_properties", "test_seed_rows", "test_examples", "test_docs", "test_demo")
 
 
 @pytest.fixture(autouse=True)
 def _quick_to_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.path.name.startswith(OPTIMISED):
-        monkeypatch.setenv("SYMCONV_CXXFLAGS", f"-O1 {os.environ.get('SYMCONV_CXXFLAGS', '')}".strip())
+        monkeypatch.setenv("SYMCONV_CXXFLAGS", f"{QUICK} {os.environ.get('SYMCONV_CXXFLAGS', '')}".strip())
 
 
 @pytest.fixture(autouse=True)

@@ -219,7 +219,7 @@ def block_cut(
     apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
     colours = min(apart, max(line.lines * pieces, 1))
     images = Launch("symconv_backward_images", blocks, THREADS, told, colours=colours, gradients=("input", "field"))
-    shares = min(max(-(-room // ranges), 1), max(strips, 1))
+    shares = min(max(room // ranges, 1), max(strips, 1))  # one more would not be done sooner: it takes a second round
     weights = Launch("symconv_backward_weights", shares * ranges, THREADS, told, gradients=("weight", "bias", "param"))
     gather = weights._replace(function="symconv_backward_gather", blocks=blocks)
     by_colour = [images._replace(colour=colour) for colour in range(colours)]
