@@ -50,14 +50,27 @@ template <class Visit> inline void image_rows(const Strip& strip, const Windows&
     }
 }
 
-/// body(i, vector) for the vectors of a row of `count` values: `vector` loads and stores as much as there is of it.
-template <class Body> SYMCONV_INLINE void row_vectors(int64_t count, Body body)
+/// Put value(i, vector), a vector of those from i on, into a row; `vector` loads as much as there is of other rows.  The last
+/// one ends where the row ends, so that some values may be in two.
+template <class Value> SYMCONV_INLINE void put_row(real* to, int64_t count, Value value)
 {
-    int64_t i = 0;
-    for (; i + WIDTH <= count; i += WIDTH)
-        body(i, Whole{});
-    if (i < count)
-        body(i, First{count - i});
+    if (count < WIDTH)
+        return First{count}.store(to, value(0, First{count}));
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const int64_t from = least(i, count - WIDTH);
+        store(to + from, value(from, Whole{}));
+    }
+}
+
+/// put(i, sum(i, vector), vector) for the vectors of a row that is added to, as in `put_row`.
+template <class Sum, class Put> SYMCONV_INLINE void add_vectors(int64_t count, Sum sum, Put put)
+{
+    if (count < WIDTH)
+        return put(0, sum(0, First{count}), First{count});
+    const auto last = sum(count - WIDTH, Whole{});  // nothing is added twice: the sum is taken before any is put
+    for (int64_t i = 0; i + WIDTH < count; i += WIDTH)
+        put(i, sum(i, Whole{}), Whole{});
+    put(count - WIDTH, last, Whole{});
 }
 
 /// Every `stride`-th value of a row, one after the other.
@@ -65,11 +78,11 @@ template <class To, class From> inline void copy(To* to, int64_t step, const Fro
 {
     if constexpr (std::is_same_v<To, real> && std::is_same_v<From, real>) {
         if (step == 1 && stride == 1)
-            return row_vectors(count, [&](int64_t i, auto vector) { vector.store(to + i, vector.load(from + i)); });
+            return put_row(to, count, [&](int64_t i, auto vector) { return vector.load(from + i); });
         if (step == 1 && stride == 2)
-            return row_vectors(count, [&](int64_t i, auto vector) {
+            return put_row(to, count, [&](int64_t i, auto vector) {
                 const auto [lower, upper] = vector.doubled();
-                vector.store(to + i, every_other(lower.load(from + 2 * i), upper.load(from + 2 * i + WIDTH)));
+                return every_other(lower.load(from + 2 * i), upper.load(from + 2 * i + WIDTH - 1));
             });
     }
     if (step == 1 && stride == 1)
@@ -85,16 +98,22 @@ template <class To, class From> inline void copy(To* to, int64_t step, const Fro
 inline void add_row(real* to, int64_t stride, int64_t step, const real* from, int64_t count)
 {
     if (stride * step == 1)
-        row_vectors(count, [&](int64_t i, auto vector) {
-            vector.store(to + i, vector.load(to + i) + vector.load(from + i));
-        });
+        add_vectors(
+            count, [&](int64_t i, auto vector) { return vector.load(to + i) + vector.load(from + i); },
+            [&](int64_t i, vec sum, auto vector) { vector.store(to + i, sum); });
     else if (stride == 2 && step == 1)
-        row_vectors(count, [&](int64_t i, auto vector) {
-            const auto [lower, upper] = vector.doubled();
-            const vec values = vector.load(from + i);
-            lower.store(to + 2 * i, lower.load(to + 2 * i) + spaced<0>(values));
-            upper.store(to + 2 * i + WIDTH, upper.load(to + 2 * i + WIDTH) + spaced<1>(values));
-        });
+        add_vectors(
+            count,
+            [&](int64_t i, auto vector) {
+                const auto [lower, upper] = vector.doubled();
+                const vec values = vector.load(from + i);
+                return std::pair(lower.load(to + 2 * i) + spaced<0>(values), upper.load(to + 2 * i + WIDTH - 1) + spaced<1>(values));
+            },
+            [&](int64_t i, std::pair<vec, vec> sums, auto vector) {
+                const auto [lower, upper] = vector.doubled();
+                lower.store(to + 2 * i, sums.first);
+                upper.store(to + 2 * i + WIDTH - 1, sums.second);
+            });
     else
         for (int64_t i = 0; i < count; ++i)
             to[i * stride * step] += from[i];
@@ -198,7 +217,7 @@ inline void write_each(real* values, const Tensor& tensor, int64_t channel, cons
         T* row = data + y * step[4] + x * step[5];
         if constexpr (std::is_same_v<T, real>)
             if (step[5] == 1)
-                return row_vectors(count, [&](int64_t i, auto vector) { vector.store(row + i, value(at + i)); });
+                return put_row(row, count, [&](int64_t i, auto) { return value(at + i); });
         for (int64_t i = 0; i < count; i += WIDTH)
             store(values + i, value(at + i));
         copy(row, step[5], values, 1, count);

@@ -147,6 +147,8 @@ SYMCONV_INLINE ivec load_int(const integer* from)
 SYMCONV_INLINE void store(real* to, vec value) { __builtin_memcpy(to, &value, sizeof value); }
 SYMCONV_INLINE void store_int(integer* to, ivec value) { __builtin_memcpy(to, &value, sizeof value); }
 
+template <int... I> SYMCONV_INLINE ivec numbered(std::integer_sequence<int, I...>) { return ivec{I...}; }
+
 /// The first values of a vector, where there may be no memory behind them; 0 stands for the others.
 struct First {
     int64_t count;
@@ -157,20 +159,25 @@ struct First {
     vec load(const real* from) const { return SYMCONV_PASTE(_mm512_maskz_loadu, SYMCONV_SUFFIX)(mask(), from); }
     void store(real* to, vec value) const { SYMCONV_PASTE(_mm512_mask_storeu, SYMCONV_SUFFIX)(to, mask(), value); }
 #else
+#if defined(SYMCONV_X86)
+    __m256i mask() const { return (__m256i)(numbered(std::make_integer_sequence<int, WIDTH>{}) < splat_int(integer(count))); }
+    vec load(const real* from) const { return SYMCONV_X86(maskload, from, mask()); }
+#else
     vec load(const real* from) const
     {
         vec value = {};
         __builtin_memcpy(&value, from, count * sizeof(real));
         return value;
     }
+#endif
     void store(real* to, vec value) const { __builtin_memcpy(to, &value, count * sizeof(real)); }
 #endif
 
-    /// What holds every other value of two vectors: the last one is the last of them.
+    /// What holds the lanes of `every_other`: the last one is the last of them.
     std::pair<First, First> doubled() const
     {
         const int64_t all = 2 * count - 1;
-        return {First{all < WIDTH ? all : WIDTH}, First{all < WIDTH ? 0 : all - WIDTH}};
+        return {First{all < WIDTH ? all : WIDTH}, First{all < WIDTH ? 0 : all - WIDTH + 1}};
     }
 };
 
@@ -178,7 +185,7 @@ struct First {
 struct Whole {
     vec load(const real* from) const { return symconv::load(from); }
     void store(real* to, vec value) const { symconv::store(to, value); }
-    std::pair<Whole, First> doubled() const { return {Whole{}, First{WIDTH - 1}}; }
+    std::pair<Whole, Whole> doubled() const { return {}; }
 };
 
 /// Number i of an aligned block of N.
@@ -337,18 +344,18 @@ template <int... LANE> SYMCONV_INLINE vec lanes_of(vec a, vec b)
 
 template <int... I> SYMCONV_INLINE vec every_other(vec a, vec b, std::integer_sequence<int, I...>)
 {
-    return lanes_of<2 * I...>(a, b);
+    return lanes_of<(2 * I < WIDTH ? 2 * I : 2 * I + 1)...>(a, b);
 }
 
-/// Every other lane of two vectors.
+/// Every other one of 2*WIDTH - 1 numbers in memory; the vector b begins with the last of a.
 SYMCONV_INLINE vec every_other(vec a, vec b) { return every_other(a, b, std::make_integer_sequence<int, WIDTH>{}); }
 
 template <int HALF, int... I> SYMCONV_INLINE vec spaced(vec value, std::integer_sequence<int, I...>)
 {
-    return lanes_of<(I % 2 ? WIDTH : HALF * WIDTH / 2 + I / 2)...>(value, splat(0));
+    return lanes_of<(I % 2 == HALF ? HALF * WIDTH / 2 + I / 2 : WIDTH)...>(value, splat(0));
 }
 
-/// The lanes of the lower (HALF 0) or upper half of a vector, with zeros between them.
+/// The lower (HALF 0) or upper half of a vector with zeros between its lanes; two such vectors lie as for `every_other`.
 template <int HALF> SYMCONV_INLINE vec spaced(vec value)
 {
     return spaced<HALF>(value, std::make_integer_sequence<int, WIDTH>{});
