@@ -37,7 +37,6 @@ YIELDS: dict[str, tuple[tuple[str, bool], ...]] = {
     "factors": (("product", False), ("nonzero", False), ("zeros", False)),
     "mean": (("mean", False),),
     "exponentials": (("peak", False), ("exponentials", False)),
-    "moment": (("moment", False),),
     "first_max": (("max", False), ("argmax", True)),
     "first_rank": (("rank", False), ("argrank", True)),
     "max": (("max", False),),
@@ -55,15 +54,15 @@ class Accumulator:
     Args:
         kind: one of `YIELDS`.
         symbols: what it yields.
-        values: the tap values that go in: one, or for "moment" two and a weight.
-        where: the taps and channels that it runs over, those of its values and `dims`.
+        value: the tap value that goes in.
+        where: the taps and channels that it runs over, those of its value and `dims`.
         dims: the axes that it reduces.
         rank: for a rank, which value it yields: a window value.
     """
 
     kind: str
     symbols: tuple[Value, ...]
-    values: tuple[sp.Expr, ...]
+    value: sp.Expr
     where: Domain
     dims: frozenset[str]
     rank: sp.Expr | None = None
@@ -85,13 +84,12 @@ class Accumulator:
 
     @property
     def takes(self) -> tuple[sp.Expr, ...]:
-        """The expressions that go in: its values and its rank."""
-        return (*self.values, *([] if self.rank is None else [self.rank]))
+        """The expressions that go in: its value and its rank."""
+        return (self.value,) if self.rank is None else (self.value, self.rank)
 
     def of(self, exprs: Mapping[sp.Expr, sp.Expr]) -> Accumulator:
         """The same of other expressions."""
-        values = tuple(exprs[value] for value in self.values)
-        return replace(self, values=values, rank=self.rank if self.rank is None else exprs[self.rank])
+        return replace(self, value=exprs[self.value], rank=self.rank if self.rank is None else exprs[self.rank])
 
     def yielding(self, wanted: frozenset[sp.Symbol]) -> Accumulator:
         """The same with its first symbol alone, if nobody wants the others: a maximum without its position."""
@@ -315,8 +313,7 @@ class _Lowering:
     # -- Sweeps --------------------------------------------------------------------------------------------------
 
     def sweep(self, where: Domain, accumulators: tuple[Accumulator, ...]) -> Sweep:
-        values = [value for each in accumulators for value in each.values]
-        names, before, taps = self._parts(values)
+        names, before, taps = self._parts([each.value for each in accumulators])
         ranks = self.block(each.rank for each in accumulators if each.rank is not None)
         return Sweep(where, names, before, taps, accumulators, ranks=ranks)
 
@@ -411,19 +408,20 @@ class _Along:
         self.lowering, self.dims, self.labels = lowering, dims, labels
 
     def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
-        return self._yield("sum", [value], like)[0]
+        return self._yield("sum", value, *like)[0]
 
     def factors(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("factors", [value])
+        return self._yield("factors", value)
 
     def first_max(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("first_max", [value])
+        return self._yield("first_max", value)
 
     def mean(self, value: sp.Expr) -> sp.Expr:
-        return self._yield("mean", [value])[0]
+        own = _Along(self.lowering, self.dims, labels_of(value))  # more taps of the same values have the same mean
+        return own._yield("mean", value)[0]
 
     def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("exponentials", [value])
+        return self._yield("exponentials", value)
 
     def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         if not self.lowering.weighs_sums:
@@ -432,11 +430,8 @@ class _Along:
         peak = finite(self.first_max(value)[0])
         return peak, self.sum(sp.exp(less(value, peak)))
 
-    def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
-        return self._yield("moment", [a, b, weight])[0]
-
     def first_rank(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("first_rank", [value], rank=self.lowering.lower(kinked(rank)))
+        return self._yield("first_rank", value, rank=self.lowering.lower(kinked(rank)))
 
     def count(self, *like: sp.Expr) -> sp.Expr:
         name, counted = self._named("count", like)
@@ -456,17 +451,15 @@ class _Along:
     def _where(self, values: Iterable[sp.Expr]) -> Domain:
         return domain(self.labels.union(*map(labels_of, values)), self.dims)
 
-    def _yield(
-        self, kind: str, values: list[sp.Expr], like: Sequence[sp.Expr] = (), rank: sp.Expr | None = None
-    ) -> tuple[Value, ...]:
-        values = [self.lowering.lower(kinked(value)) for value in values]
-        where = self._where([*values, *like])
-        key = (kind, tuple(values), where, self.dims, rank)
+    def _yield(self, kind: str, value: sp.Expr, *like: sp.Expr, rank: sp.Expr | None = None) -> tuple[Value, ...]:
+        value = self.lowering.lower(kinked(value))
+        where = self._where([value, *like])
+        key = (kind, value, where, self.dims, rank)
         if key not in self.lowering._known:
             number = len(self.lowering.accumulators) + 1
             left = without(where.labels, self.dims)
             symbols = tuple(Value(f"{name}_{number}", left, position) for name, position in YIELDS[kind])
-            accumulator = Accumulator(kind, symbols, tuple(values), where, self.dims, rank)
+            accumulator = Accumulator(kind, symbols, value, where, self.dims, rank)
             self.lowering.accumulators.append(accumulator)
             self.lowering._known[key] = accumulator
         return self.lowering._known[key].symbols

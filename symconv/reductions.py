@@ -51,9 +51,6 @@ class Accumulators(Protocol):
     def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """The same as `exponentials`, or where a sum shares the exponentials from a maximum first, then a sum."""
 
-    def moment(self, a: sp.Expr, b: sp.Expr, weight: sp.Expr) -> sp.Expr:
-        """The sum of weight*(a - mean(a))*(b - mean(b)) with weighted means (Welford; West 1979)."""
-
     def first_rank(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """The value of a rank, counted from 0 for the smallest, and the scan position of the first tap that has it."""
 
@@ -277,8 +274,14 @@ def _lower_mean(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:
 
 
 def _lower_cov(acc: Accumulators, a: sp.Expr, b: sp.Expr, *weight: sp.Expr) -> sp.Expr:
-    moment = acc.moment(a, b, *(weight or [sp.S.One]))
-    return moment * reciprocal(acc.sum(weight[0], a, b) if weight else acc.count(a, b))
+    # Two passes: the means first, then the products of deviations from them; all 0 for a constant.
+    share = reciprocal(acc.sum(weight[0], a, b) if weight else acc.count(a, b))
+
+    def deviation(e: sp.Expr) -> sp.Expr:
+        by = less(e, acc.mean(e))
+        return less(by, acc.sum(weight[0] * by, a, b) * share) if weight else by
+
+    return acc.sum(sp.Mul(*weight) * deviation(a) * deviation(b), a, b) * share
 
 
 def _lower_var(acc: Accumulators, e: sp.Expr, *weight: sp.Expr) -> sp.Expr:

@@ -16,7 +16,7 @@ from symconv.reference import reference
 
 #: Formulas whose gradients are made of fewer values than the forward pass accumulates, and how many they keep.
 MERGED = {
-    "sum(exp(x*w))*sum(x + w)/(var(x) + var(w) + 0.1)": 3,
+    "sum(exp(x*w))*sum(x + w)/(var(x) + var(w) + 0.1)": 5,
     "(max(x) - mean(x))**3": 2,
     "s: const = 0.5\n(s*sum(x) + sum(tanh(x*w)))**3": 1,
     "(sum(abs(x)) + sum(w**2))**3 + (sum(exp(x)) - mean(w))**3": 2,
@@ -48,7 +48,7 @@ def test_how_many_values_are_kept(formula: str, count: int) -> None:
 
 
 def test_structural_similarity_keeps_four_values() -> None:
-    assert [each.name for each in lower(sc.zoo.ssim.formula).kept] == ["mean_1", "mean_2", "moment_5", "kept_1"]
+    assert [each.name for each in lower(sc.zoo.ssim.formula).kept] == ["mean_1", "mean_2", "sum_5", "kept_1"]
 
 
 def test_what_is_used_elsewhere_is_kept_as_it_is() -> None:
@@ -59,6 +59,20 @@ def test_what_is_used_elsewhere_is_kept_as_it_is() -> None:
     exprs, made = merged([(a + b) * c + 1], [a, b, c], [])
     assert list(exprs) == [Value("kept_1") + 1]
     assert made == {Value("kept_1"): (a + b) * c}
+
+
+@pytest.mark.parametrize("formula", ["var(x)", "std(x)", "cov(x, w)", "cov(x, w)/(std(x)*std(w) + 1)", "var(x*w)"])
+def test_a_gradient_accumulates_no_mean_again(formula: str) -> None:
+    """Deviations are from means that the forward pass took."""
+    schedule = lower(sc.Kernel(formula).formula)
+    assert [{each.kind for each in sweep.accumulators} for sweep in schedule.forward] == [{"mean"}, {"sum"}]
+    assert not any(sweep.accumulators for sweep in schedule.backward)
+
+
+def test_one_mean_of_a_guide_serves_all() -> None:
+    """An image g may have one channel, which x's channels share; it has the same mean for all of them."""
+    schedule = lower(sc.zoo.ssim.formula)
+    assert Counter(each.kind for sweep in schedule.forward for each in sweep.accumulators) == {"mean": 2, "sum": 3}
 
 
 def exponentials(formula: str) -> list[int]:

@@ -221,6 +221,15 @@ def test_a_constant_window_has_no_variance(backend: str) -> None:
     assert y.abs().max() < 1e-7
 
 
+def test_weights_of_both_signs(backend: str) -> None:
+    """Those of the first two taps add up to nothing, and deviations are from a mean outside of the values."""
+    x, w = random(1, 1, 9), torch.tensor([[[1.0, -1.0, 2.0]]], dtype=torch.float64)
+    shares, seen = w[0] / w.sum(), x[0, 0].unfold(0, 3, 1)
+    deviations = seen - (shares * seen).sum(1, keepdim=True)
+    y = sc.conv1d("var(x, weight=w) + 10*cov(x, 2*x, weight=w)", x, w, backend=backend)
+    torch.testing.assert_close(y[0, 0], 21 * (shares * deviations**2).sum(1))
+
+
 def test_third_derivatives(backend: str) -> None:
     x, w = random(1, 1, 3, scale=0.3).requires_grad_(), random(1, 1, 3, scale=0.3).requires_grad_()
 

@@ -41,7 +41,6 @@ ACCUMULATORS = {
     "factors": "Factors",
     "mean": "Mean",
     "exponentials": "Exponentials",
-    "moment": "Moment",
     "max": "Max",
     "first_max": "FirstMax",
     "rank": "Rank",
@@ -100,13 +99,12 @@ def _meaning(operand: Operand) -> str:
 
 #: What accumulators yield, by the names of their symbols.
 YIELDED = {
-    "product": "product of {values}",
-    "nonzero": "product of {values} where it is not 0",
-    "zeros": "how many of {values} are 0",
-    "peak": "the maximum of {values}, made finite",
-    "exponentials": "sum of exp, less the maximum, of {values}",
-    "moment": "co-moment of {values}",
-    "rank": "value at a rank of {values}",
+    "product": "product of {value}",
+    "nonzero": "product of {value} where it is not 0",
+    "zeros": "how many of {value} are 0",
+    "peak": "the maximum of {value}, made finite",
+    "exponentials": "sum of exp, less the maximum, of {value}",
+    "rank": "value at a rank of {value}",
     "argmax": "the first tap that attains {first}",
     "argrank": "the first tap that attains {first}",
 }
@@ -115,10 +113,8 @@ YIELDED = {
 def legend(each: Accumulator, symbol: Value | None = None) -> str:
     """What one of the symbols of an accumulator stands for; without one, the first."""
     name, _, _ = (symbol or each.symbols[0]).name.rpartition("_")
-    values = each.values[:-1] if each.kind == "moment" and each.values[-1] == 1 else each.values
     over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(each.dims)), "")
-    listed = ", ".join(map(_text, dict.fromkeys(values)))
-    return YIELDED.get(name, name + " of {values}").format(values=listed + over, first=each.symbols[0])
+    return YIELDED.get(name, name + " of {value}").format(value=_text(each.value) + over, first=each.symbols[0])
 
 
 def _text(expr: sp.Expr) -> str:

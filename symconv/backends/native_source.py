@@ -365,14 +365,11 @@ class Pass:
         groups: dict[frozenset[str], list[dict[str, Any]]] = {}
         for number, each in enumerate(sweep.accumulators):
             is_rank = each.rank is not None
-            given = [next(waiting) for _ in each.values]
-            if each.kind == "moment" and each.values[-1] == 1:
-                given[-1] = "One{}"
             entry = {
                 "variable": f"running_{each.symbols[0].name}",
                 "type": ACCUMULATORS[each.kind],
                 "left": domain(each.left).axes,
-                "given": ", ".join(given),
+                "given": next(waiting),
                 "rank": next(ranked) if is_rank else "",
                 "number": sum(a.rank is not None for a in sweep.accumulators[:number]),
                 "stores": [

@@ -217,7 +217,7 @@ class _Printed:
                 {
                     "variable": f"running_{each.symbols[0].name}",
                     "make": f"{ACCUMULATORS[each.kind]}({', '.join(filter(None, ('windows', *options)))})",
-                    "value": ", ".join(next(waiting) for _ in each.values),
+                    "value": next(waiting),
                     "symbols": _targets(symbol.name for symbol in each.symbols),
                     "ranks": ranks,
                 }

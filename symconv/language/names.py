@@ -29,14 +29,14 @@ RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES
     kernel_size stride padding dilation groups padding_mode padding_value
     grad grad_output layout windows tap kept given needs gradients place value names name like output shape
     forward backward combine make torch math functools itertools max map zip tuple
-    Layout Block Tensor Product Factors Max FirstMax Exponentials Mean Moment Rank FirstRank
+    Layout Block Tensor Product Factors Max FirstMax Exponentials Mean Rank FirstRank
     ImageGradient BankGradient FieldGradient
     Iterator Sequence NamedTuple ClassVar
     """.split()
 )
 #: Names that generated code numbers.
 GENERATED = re.compile(
-    r"(sum|product|nonzero|zeros|(arg)?(max|rank)|peak|exponentials|moment|mean|value|kept)_\d+|(count|position)(_.*)?"
+    r"(sum|product|nonzero|zeros|(arg)?(max|rank)|peak|exponentials|mean|value|kept)_\d+|(count|position)(_.*)?"
     r"|(running|grad|forward|backward|gradient)_.*"
 )
 #: How the names end that generated code makes of those of operands, and two words of which it makes some as well.

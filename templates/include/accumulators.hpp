@@ -131,36 +131,6 @@ struct Mean {
     }
 };
 
-/// The weight of all where nobody gives one.
-struct One {};
-
-/// The sum of weight*(a - mean(a))*(b - mean(b)) (West 1979); exactly 0 for constants.
-struct Moment {
-    vec value = splat(0), total = splat(0), mean_a = splat(0), mean_b = splat(0);
-    real seen = 0;  // where all count, and none weighs more
-
-    template <class Mask> void add(Mask mask, ivec, vec a, vec b, vec weight)
-    {
-        const vec all = total + weight, share = where(all == splat(0), splat(0), weight / all);
-        const vec by_a = less(a, mean_a), by_b = less(b, mean_b);
-        value = where(mask, value + by_a * by_b * share * total, value);
-        mean_a = where(mask, mean_a + by_a * share, mean_a);
-        mean_b = where(mask, mean_b + by_b * share, mean_b);
-        total = where(mask, all, total);
-    }
-    template <class Mask> void add(Mask mask, ivec position, vec a, vec b, One) { add(mask, position, a, b, splat(1)); }
-    void add(Everywhere, ivec, vec a, vec b, One)
-    {
-        const real share = 1 / (seen + 1);
-        const vec by_a = less(a, mean_a), by_b = less(b, mean_b);
-        value += by_a * by_b * splat(share * seen);
-        mean_a += by_a * splat(share);
-        mean_b += by_b * splat(share);
-        seen += 1;
-    }
-    vec moment() const { return value; }
-};
-
 /// Batcher's odd-even merge sort: pairs to be put in order, one after the other, to sort `n` values.
 struct Network {
     int low[256] = {}, high[256] = {}, count = 0;

@@ -434,32 +434,6 @@ class Mean(Sum):
         return (torch.where(self.mean.isfinite(), self.mean, self.value / self.count.clamp(min=1)),)
 
 
-class Moment(Sum):
-    """The sum of weight*(a - mean(a))*(b - mean(b)), by Chan's update of running means; exact 0 for constants."""
-
-    def __init__(self, windows: Block, over: str = "ct", left: str = "", channels: int = 0) -> None:
-        super().__init__(windows, over, left, channels)
-        self.weight, self.a, self.b = self.full(0.0), self.full(0.0), self.full(0.0)
-
-    def add(self, tap: Block, a: Tensor, b: Tensor, weight: Tensor | int) -> None:
-        weight = self.seen(weight, tap)
-        added = self.reduced(weight, "sum")
-        (a, mean_a), (b, mean_b) = (self._centred(self.seen(value, tap), weight, added) for value in (a, b))
-        total, old_a, old_b = tap.window(self.weight), tap.window(self.a), tap.window(self.b)
-        share = torch.where(total + added == 0, 0.0, added / (total + added))
-        step_a, step_b = mean_a - old_a, mean_b - old_b
-        tap.window(self.value).add_(self.reduced(weight * a * b, "sum") + step_a * step_b * share * total)
-        total.add_(added)
-        old_a.add_(step_a * share)
-        old_b.add_(step_b * share)
-
-    def _centred(self, value: Tensor, weight: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """`value` less its weighted mean over the channels, and that mean, counted from the first channel."""
-        first = value[:, :, :, :1] if "c" in self.over else value
-        mean = self.reduced(weight * (value - first), "sum") * reciprocal(total)
-        return value - first - mean, first + mean
-
-
 class Rank(Sum):
     """The value of a rank, counted from 0 for the smallest; NaN wins.  Holds every tap value of the block."""
 
