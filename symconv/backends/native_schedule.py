@@ -22,7 +22,7 @@ from ..operations import HEAVY
 #: Marks values that are put in order along channels that are not those of x.
 OTHER_CHANNELS = "+"
 #: Vectors that an accumulator of each kind holds.
-STATE = {"sum": 1, "product": 1, "factors": 3, "max": 1, "first_max": 2, "exponentials": 2, "mean": 3}
+STATE = {"sum": 1, "product": 1, "factors": 3, "max": 1, "first_max": 2, "exponentials": 2, "mean": 2}
 
 
 class Facts(NamedTuple):

@@ -110,7 +110,7 @@ struct Exponentials {
 /// The running mean (Welford); for a constant it is that constant.
 struct Mean {
     vec total = splat(0), running = splat(0), count = splat(0);
-    real seen = 0;  // where all count
+    int seen = 0;  // where all count
 
     template <class Mask> void add(Mask mask, ivec, vec value)
     {
@@ -120,14 +120,13 @@ struct Mean {
     }
     void add(Everywhere, ivec, vec value)
     {
-        seen += 1;
         total += value;
-        running += less(value, running) * splat(1 / seen);
+        running += less(value, running) * splat(inverse(++seen));
     }
     vec mean() const
     {
         // Beside an infinite value the running mean is NaN; the sum knows better.
-        return where(running - running == splat(0), running, total / maximum(count + seen, splat(1)));
+        return where(running - running == splat(0), running, total / maximum(count + splat(real(seen)), splat(1)));
     }
 };
 

@@ -188,6 +188,20 @@ struct Whole {
     std::pair<Whole, Whole> doubled() const { return {}; }
 };
 
+/// 1/1, 1/2, 1/3, ...
+struct Inverses {
+    real of[128] = {};
+    constexpr Inverses()
+    {
+        for (int n = 1; n <= 128; ++n)
+            of[n - 1] = real(1) / real(n);
+    }
+};
+constexpr Inverses INVERSES;
+
+/// 1/n, for n of 1 and more: small ones are looked up, because a division in each round of a loop takes longer than the rest.
+SYMCONV_INLINE real inverse(int n) { return n <= 128 ? INVERSES.of[n - 1] : real(1) / real(n); }
+
 /// Number i of an aligned block of N.
 template <int N> SYMCONV_INLINE real one_of(const real* block, int i) { return block[i]; }
 

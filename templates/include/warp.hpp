@@ -207,6 +207,9 @@ SYMCONV_INLINE ivec load_int(const integer* from) { return {from[lane()]}; }
 SYMCONV_INLINE void store(real* to, vec value) { to[lane()] = value.value; }
 SYMCONV_INLINE void store_int(integer* to, ivec value) { to[lane()] = value.value; }
 
+/// 1/n, for n of 1 and more.
+SYMCONV_INLINE real inverse(int n) { return real(1) / real(n); }
+
 /// Number i of an aligned block of N, which is loaded in pieces of 16 bytes: the compiler joins those of all i.
 template <int N> SYMCONV_INLINE real one_of(const real* block, int i)
 {
