@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 import multiprocessing
@@ -589,14 +590,38 @@ def test_an_infinite_slope_at_a_place_without_a_window_is_not_seen() -> None:
 
 
 @pytest.mark.parametrize("width", range(1, 70))
-def test_rows_of_any_width_with_every_other_pixel(width: int) -> None:
+def test_rows_of_any_width(width: int) -> None:
     """Rows are read and gradients are added in vectors, of which the last is what is left of a row."""
     x = torch.randn(3, 2, 3, width, requires_grad=True)
-    for size in (1, 2) if width > 1 else (1,):
-        y = sc.conv2d("sum(x)", x, kernel_size=size, out_channels=2, groups=2, stride=2, backend="cpp")
-        z = size**2 * torch.nn.functional.avg_pool2d(x, size, 2)
+    for size, stride in itertools.product((1, 2) if width > 1 else (1,), (1, 2)):
+        y = sc.conv2d("sum(x)", x, kernel_size=size, out_channels=2, groups=2, stride=stride, backend="cpp")
+        z = size**2 * torch.nn.functional.avg_pool2d(x, size, stride)
         torch.testing.assert_close(y, z)
-        direction = torch.randn_like(y)
+        direction = torch.randint(-9, 9, y.shape).float()  # whose sums are exact
         torch.testing.assert_close(
             torch.autograd.grad(y, x, direction)[0], torch.autograd.grad(z, x, direction)[0], rtol=0, atol=0
         )
+
+
+@pytest.mark.parametrize("formula", ["mean(x)", "median(x)", "std(x)", "max(x)", "sum(max(x*dx, dim=t), dim=c)"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 3, 150, 150), {"kernel_size": 3, "padding": 1}),  # several strips
+        ((3, 2, 21, 61), {"kernel_size": 3, "padding": 1, "stride": 2}),
+        ((1, 2, 13, 83), {"kernel_size": (2, 5), "padding": (1, 2), "stride": (1, 3), "dilation": (2, 1)}),
+        ((1, 2, 3, 2), {"kernel_size": 5, "padding": 2, "stride": 1}),  # each window sees all edges
+        ((1, 2, 5, 6, 45), {"kernel_size": 3, "padding": (1, 0, 1), "stride": 1}),
+    ],
+)
+def test_windows_at_an_edge_are_told_from_those_inside(
+    formula: str, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    """Sweeps over windows that lie inside an image ask of no tap whether it does."""
+    x = torch.randn(shape).requires_grad_()
+    pool = sc.pool2d if x.ndim == 4 else sc.pool3d
+    options = {"stride": 1, **options, "padding_mode": "ignore"}
+    mine, other = (pool(formula, x, backend=backend, **options) for backend in ("cpp", "torch"))
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+    slopes = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (mine, other))
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)

@@ -135,6 +135,14 @@ template <int N> struct Size {
     static constexpr int value = N;
 };
 
+/// Which windows see no tap outside the image: nobody asks here, because each thread has windows of its own.
+struct WholeWindows {
+    WholeWindows() = default;
+    WholeWindows(const Windows&, Arena&) {}
+    void look(const Windows&, const Strip&) {}
+    template <int V, class Body> void tell(int64_t, Body body) const { body(Known<false>{}); }
+};
+
 /// Cut `rows` times `length` places into tiles: body(rows of the tile, vectors of the tile, first row, first place).
 template <int ROWS, int VECTORS, int ROW, class Body> inline void tiles(int64_t rows, int64_t length, Body body)
 {

@@ -245,6 +245,63 @@ inline void fill_mask(integer* mask, const Windows& windows, const Strip& strip)
     });
 }
 
+#ifdef SYMCONV_IGNORE
+/// The vectors of a strip whose windows see nothing outside the image: their sweeps need not ask at each tap.
+struct WholeWindows {
+    bool* whole = nullptr;
+
+    WholeWindows() = default;
+    WholeWindows(const Windows& windows, Arena& arena) : whole(arena.take<bool>(windows.geometry.strip / WIDTH)) {}
+
+    /// The windows along an axis that see nothing outside: from the first of them to where they end.
+    static std::pair<int64_t, int64_t> inner(const Geometry& g, int axis)
+    {
+        const int64_t last = g.image[axis] - 1 + g.before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
+        return {ceil_div(g.before[axis], g.stride[axis]), last < 0 ? 0 : last / g.stride[axis] + 1};
+    }
+
+    /// Look at the windows of a strip; what lies between them does not matter.
+    void look(const Windows& windows, const Strip& strip)
+    {
+        const Geometry& g = windows.geometry;
+        const auto [front, back] = inner(g, 0);
+        const auto [top, bottom] = inner(g, 1);
+        const auto [left, right] = inner(g, 2);
+        const auto set = [&](int64_t begin, int64_t end, bool value) {
+            for (int64_t i = begin / WIDTH; begin < end && i * WIDTH < end; ++i)
+                whole[i] = value;
+        };
+        set(0, g.strip, true);
+        rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
+            if (strip.z < front || strip.z >= back || y < top || y >= bottom)
+                return set(at, at + count, false);
+            set(at, at + most(least(left - x, count), 0), false);
+            set(at + most(least(right - x, count), 0), at + count, false);
+        });
+    }
+
+    /// body(whether the windows of V vectors from q on are whole)
+    template <int V, class Body> SYMCONV_INLINE void tell(int64_t q, Body body) const
+    {
+        bool all = true;
+        for (int v = 0; v < V; ++v)
+            all &= whole[q / WIDTH + v];
+        if (all)
+            body(Known<true>{});
+        else
+            body(Known<false>{});
+    }
+};
+#else
+/// All taps count.
+struct WholeWindows {
+    WholeWindows() = default;
+    WholeWindows(const Windows&, Arena&) {}
+    void look(const Windows&, const Strip&) {}
+    template <int V, class Body> SYMCONV_INLINE void tell(int64_t, Body body) const { body(Known<true>{}); }
+};
+#endif
+
 /// Values that are computed from others which are laid out in the same way: value(i) is a vector of those from i on.
 template <bool PER_FILTER, bool PER_TAP, int BLOCK, class Value>
 inline real* computed(const Windows& windows, int64_t count, Arena& arena, Value value)

@@ -469,4 +469,18 @@ using Inside = Always;
 inline Inside make_inside(const real*, const Windows&, const Domain&, Arena&) { return {}; }
 #endif
 
+/// What the compiler knows.
+template <bool VALUE> struct Known {
+    static constexpr bool value = VALUE;
+};
+
+/// Whether a tap counts.  WHOLE: all do.
+template <bool WHOLE, class Which, int F> SYMCONV_INLINE auto counts(const Which& which, Place<F> here)
+{
+    if constexpr (WHOLE)
+        return Everywhere{};
+    else
+        return which(here);
+}
+
 }  // namespace symconv
