@@ -221,6 +221,14 @@ def test_a_constant_window_has_no_variance(backend: str) -> None:
     assert y.abs().max() < 1e-7
 
 
+@pytest.mark.parametrize("formula", ["var(x)", "cov(x, x**2)/20000"])
+def test_small_deviations_from_a_large_mean(backend: str, formula: str) -> None:
+    x = 1e4 + torch.randn(1, 2, 9, 9)
+    y = sc.pool2d(formula, x, 5, stride=1, backend=backend)
+    expected = sc.pool2d(formula, x.double(), 5, stride=1, backend="torch")
+    torch.testing.assert_close(y.double(), expected, rtol=2e-4, atol=0)
+
+
 def test_weights_of_both_signs(backend: str) -> None:
     """Those of the first two taps add up to nothing, and deviations are from a mean outside of the values."""
     x, w = random(1, 1, 9), torch.tensor([[[1.0, -1.0, 2.0]]], dtype=torch.float64)
