@@ -22,6 +22,8 @@ from .native_schedule import Facts, Line, NativeGeometry, line_of, power_below
 THREADS, BLOCKS = 256, 2
 WEIGHT_THREADS, WEIGHT_BLOCKS = 128, 3
 WARPS, WEIGHT_WARPS = THREADS // WARP, WEIGHT_THREADS // WARP
+#: Results that a thread holds, at most.
+MOST = 32
 #: Bytes of shared memory that a stage may take: two blocks of a multiprocessor then leave most of it to the cache.
 STAGE = 40 * 1024
 #: The same for gradients of weights: what a block may have without asking for more.
@@ -77,10 +79,10 @@ def power_above(n: int) -> int:
 
 
 def room_of(facts: Facts, direction: str, held: int, real: int) -> int:
-    """How many results a thread holds: 32 where the mathematics leaves it the registers."""
+    """How many results a thread holds: `MOST` where the mathematics leaves it the registers."""
     backward = direction == "backward"
     cost, heavy = facts.cost[backward], facts.heavy[backward]
-    room = 8 if heavy > 2 or cost > 24 else 16 if heavy or cost > 6 else 32
+    room = 8 if heavy > 2 or cost > 24 else 16 if heavy or cost > 6 else MOST
     return max(power_below(room * 4 // real // power_above(held)), 1)
 
 
@@ -192,8 +194,9 @@ class _Shape:
 
     @property
     def blocks_at_a_time(self) -> int:
-        """Blocks of a multiprocessor: half the registers for each, or all."""
-        return 1 if self.real == 8 else BLOCKS
+        """Blocks of a multiprocessor: half the registers for each; or all, also where the smallest tile would spill."""
+        smallest = any(1 << times > MOST for times in self.smaller.values())
+        return 1 if self.real == 8 or smallest else BLOCKS
 
     def taps_at_a_time(self, direction: str) -> int:
         """Rounds of an innermost loop that are under way at a time, so that none waits for what it reads."""

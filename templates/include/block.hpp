@@ -135,12 +135,11 @@ template <int N> struct Size {
     static constexpr int value = N;
 };
 
-/// Which windows see no tap outside the image: nobody asks here, because each thread has windows of its own.
+/// Which windows see nothing outside the image: nobody asks here, because each thread has windows of its own.
 struct WholeWindows {
     WholeWindows() = default;
     WholeWindows(const Windows&, Arena&) {}
     void look(const Windows&, const Strip&) {}
-    template <int V, class Body> void tell(int64_t, Body body) const { body(Known<false>{}); }
 };
 
 /// Cut `rows` times `length` places into tiles: body(rows of the tile, vectors of the tile, first row, first place).
@@ -152,6 +151,13 @@ template <int ROWS, int VECTORS, int ROW, class Body> inline void tiles(int64_t 
     for (int64_t i = WARP; i < (rows - whole * ROWS) * across; i += WARPS)
         body(Size<1>{}, Size<VECTORS>{}, whole * ROWS + i / across, i % across * (VECTORS * WIDTH));
     meet();
+}
+
+/// The same, as `strip.hpp` has it: body(rows of the tile, vectors of the tile, whether its windows see nothing outside, ...).
+template <int ROWS, int VECTORS, int ROW, class Body>
+inline void told_tiles(const WholeWindows&, int64_t rows, int64_t length, Body body)
+{
+    tiles<ROWS, VECTORS, ROW>(rows, length, [&](auto F, auto V, int64_t f, int64_t q) { body(F, V, Known<false>{}, f, q); });
 }
 
 /// Cut the taps of a domain into tiles of `TAPS`: body(taps of the tile, vectors of the tile, first tap, first place).

@@ -93,6 +93,11 @@ template <class To, class From> inline void copy(To* to, int64_t step, const Fro
             to[i * step] = To(from[i * stride]);
 }
 
+/// Two vectors, the second of which begins with the last of the first.
+struct Two {
+    vec lower, upper;
+};
+
 /// Add a row to every `stride`-th pixel of another one, whose pixels are `step` apart.  Pixels between get zeros: no other
 /// thread adds to them at the same time, as one may to other channels that lie between.
 inline void add_row(real* to, int64_t stride, int64_t step, const real* from, int64_t count)
@@ -107,12 +112,12 @@ inline void add_row(real* to, int64_t stride, int64_t step, const real* from, in
             [&](int64_t i, auto vector) {
                 const auto [lower, upper] = vector.doubled();
                 const vec values = vector.load(from + i);
-                return std::pair(lower.load(to + 2 * i) + spaced<0>(values), upper.load(to + 2 * i + WIDTH - 1) + spaced<1>(values));
+                return Two{lower.load(to + 2 * i) + spaced<0>(values), upper.load(to + 2 * i + WIDTH - 1) + spaced<1>(values)};
             },
-            [&](int64_t i, std::pair<vec, vec> sums, auto vector) {
+            [&](int64_t i, const Two& sums, auto vector) {
                 const auto [lower, upper] = vector.doubled();
-                lower.store(to + 2 * i, sums.first);
-                upper.store(to + 2 * i + WIDTH - 1, sums.second);
+                lower.store(to + 2 * i, sums.lower);
+                upper.store(to + 2 * i + WIDTH - 1, sums.upper);
             });
     else
         for (int64_t i = 0; i < count; ++i)
@@ -254,42 +259,43 @@ struct WholeWindows {
     WholeWindows(const Windows& windows, Arena& arena) : whole(arena.take<bool>(windows.geometry.strip / WIDTH)) {}
 
     /// The windows along an axis that see nothing outside: from the first of them to where they end.
-    static std::pair<int64_t, int64_t> inner(const Geometry& g, int axis)
-    {
-        const int64_t last = g.image[axis] - 1 + g.before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
-        return {ceil_div(g.before[axis], g.stride[axis]), last < 0 ? 0 : last / g.stride[axis] + 1};
-    }
+    struct Inner {
+        int64_t begin, end;
+
+        Inner(const Geometry& g, int axis) : begin(ceil_div(g.before[axis], g.stride[axis])), end(0)
+        {
+            const int64_t last = g.image[axis] - 1 + g.before[axis] - (g.kernel[axis] - 1) * g.dilation[axis];
+            if (last >= 0)
+                end = last / g.stride[axis] + 1;
+        }
+        bool has(int64_t window) const { return begin <= window && window < end; }
+    };
 
     /// Look at the windows of a strip; what lies between them does not matter.
     void look(const Windows& windows, const Strip& strip)
     {
         const Geometry& g = windows.geometry;
-        const auto [front, back] = inner(g, 0);
-        const auto [top, bottom] = inner(g, 1);
-        const auto [left, right] = inner(g, 2);
+        const Inner deep(g, 0), down(g, 1), across(g, 2);
         const auto set = [&](int64_t begin, int64_t end, bool value) {
             for (int64_t i = begin / WIDTH; begin < end && i * WIDTH < end; ++i)
                 whole[i] = value;
         };
         set(0, g.strip, true);
         rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
-            if (strip.z < front || strip.z >= back || y < top || y >= bottom)
+            if (!deep.has(strip.z) || !down.has(y))
                 return set(at, at + count, false);
-            set(at, at + most(least(left - x, count), 0), false);
-            set(at + most(least(right - x, count), 0), at + count, false);
+            set(at, at + most(least(across.begin - x, count), 0), false);
+            set(at + most(least(across.end - x, count), 0), at + count, false);
         });
     }
 
-    /// body(whether the windows of V vectors from q on are whole)
-    template <int V, class Body> SYMCONV_INLINE void tell(int64_t q, Body body) const
+    /// Whether the windows of V vectors from q on see nothing outside.
+    template <int V> bool has(int64_t q) const
     {
         bool all = true;
         for (int v = 0; v < V; ++v)
             all &= whole[q / WIDTH + v];
-        if (all)
-            body(Known<true>{});
-        else
-            body(Known<false>{});
+        return all;
     }
 };
 #else
@@ -298,7 +304,6 @@ struct WholeWindows {
     WholeWindows() = default;
     WholeWindows(const Windows&, Arena&) {}
     void look(const Windows&, const Strip&) {}
-    template <int V, class Body> SYMCONV_INLINE void tell(int64_t, Body body) const { body(Known<true>{}); }
 };
 #endif
 
@@ -378,6 +383,20 @@ template <int ROWS, int VECTORS, int ROW, class Body> inline void tiles(int64_t 
         for (; q < length; q += VECTORS * WIDTH)
             body(Size<1>{}, Size<VECTORS>{}, f, q);
     }
+}
+
+/// The same: body(rows of the tile, vectors of the tile, whether its windows see nothing outside, first row, first place).
+template <int ROWS, int VECTORS, int ROW, class Body>
+inline void told_tiles(const WholeWindows& whole, int64_t rows, int64_t length, Body body)
+{
+    tiles<ROWS, VECTORS, ROW>(rows, length, [&](auto F, auto V, int64_t f, int64_t q) {
+#ifdef SYMCONV_IGNORE
+        if (!whole.has<V.value>(q))
+            return body(F, V, Known<false>{}, f, q);
+#endif
+        body(F, V, Known<true>{}, f, q);
+    });
+    (void)whole;
 }
 
 /// Cut the taps of a domain into tiles: body(taps of the tile, vectors of the tile, first tap, first place).  Where few
