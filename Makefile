@@ -13,10 +13,10 @@ demo: .venv/installed
 	$(BIN)/symconv demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
