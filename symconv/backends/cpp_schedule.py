@@ -259,8 +259,11 @@ class _Layer:
         return balanced and many
 
     def more_strips(self, strip: int) -> int:
-        """The strips beyond the first whose windows the gradients of weights sum together."""
-        if not self.by_filters() or self.by_positions():
+        """The strips beyond the first whose windows the gradients of weights sum together.
+
+        None where functions take so long at each tap that adding lanes is little, and the memory of strips much.
+        """
+        if not self.by_filters() or self.by_positions() or self.facts.heavy[1]:
             return 0
         strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
         return max(min(MANY_WINDOWS // strip, strips), 1) - 1

@@ -139,7 +139,7 @@ template <int N> struct Size {
 struct WholeWindows {
     WholeWindows() = default;
     WholeWindows(const Windows&, Arena&) {}
-    void look(const Windows&, const Strip&) {}
+    void tell(const Windows&, const Strip&) {}
 };
 
 /// Cut `rows` times `length` places into tiles: body(rows of the tile, vectors of the tile, first row, first place).

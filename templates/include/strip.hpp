@@ -23,30 +23,49 @@ template <class Visit> inline void rows(const Strip& strip, const Windows& windo
     }
 }
 
-/// Visit the rows of an image that the planes of one channel hold: visit(place in the planes, y, x, how many, before,
-/// inside).  Of so many values the first `before` lie outside, then come those at (z, y, x), `stride` apart.
+/// The places along an axis of a plane where the image is.
+struct ImageRange {
+    int64_t stride, first, begin, end;
+
+    ImageRange(const Axis& axis, int64_t residue, int64_t image)
+        : stride(axis.stride), first(axis.first(residue)), begin(place(0)), end(most(begin, place(image)))
+    {
+    }
+    int64_t place(int64_t pixel) const { return pixel > first ? ceil_div(pixel - first, stride) : 0; }
+    int64_t pixel(int64_t place) const { return first + place * stride; }
+    bool has(int64_t place) const { return begin <= place && place < end; }
+};
+
+/// Rows of the planes of a channel that are alike, a pitch apart: of so many values each the first `before` lie outside the
+/// image, then come those of the pixels from (z, y, x) on, a stride apart in either direction.
+struct ImageRows {
+    int64_t at, rows, all, before, inside;  // at: the place of the first one
+    int64_t z, y, x;
+};
+
+/// Visit the rows of an image that the planes of one channel hold, as many as are alike at once.
 template <class Visit> inline void image_rows(const Strip& strip, const Windows& windows, Visit visit)
 {
     const Geometry& g = windows.geometry;
-    const int64_t pitch = windows.pitch, stride = g.stride[2];
-    for (int64_t tz = 0, at = 0; tz < g.kernel[0]; ++tz) {
-        const int64_t iz = strip.z * g.stride[0] + tz * g.dilation[0] - g.before[0];
-        for (int64_t ry = 0; ry < windows.y.residues; ++ry)
-            for (int64_t rx = 0; rx < windows.x.residues; ++rx, at += windows.plane) {
-                const int64_t first = windows.x.first(rx);  // column x is pixel first + x * stride
-                const int64_t low = first < 0 ? ceil_div(-first, stride) : 0;
-                const int64_t high = first < g.image[2] ? ceil_div(g.image[2] - first, stride) : 0;
-                int64_t y = strip.begin / pitch, x = strip.begin % pitch;
-                for (int64_t j = 0; j < windows.plane; ++y, x = 0) {
-                    const int64_t all = least(pitch - x, windows.plane - j);
-                    const int64_t iy = y * g.stride[1] + windows.y.first(ry);
-                    const bool inside = 0 <= iz && iz < g.image[0] && 0 <= iy && iy < g.image[1];
-                    const int64_t from = least(most(low, x), x + all);
-                    const int64_t to = inside ? least(most(high, from), x + all) : from;
-                    visit(at + j, all, from - x, to - from, iz, iy, first + from * stride);
-                    j += all;
+    const int64_t pitch = windows.pitch, y0 = strip.begin / pitch, x0 = strip.begin % pitch;
+    for (int64_t tz = 0, plane = 0; tz < g.kernel[0]; ++tz) {
+        const int64_t z = strip.z * g.stride[0] + tz * g.dilation[0] - g.before[0];
+        for (int64_t ry = 0; ry < windows.y.residues; ++ry) {
+            const ImageRange down(windows.y, ry, 0 <= z && z < g.image[0] ? g.image[1] : 0);
+            for (int64_t rx = 0; rx < windows.x.residues; ++rx, plane += windows.plane) {
+                const ImageRange across(windows.x, rx, g.image[2]);
+                for (int64_t y = y0, x = x0, at = 0; at < windows.plane; x = 0) {
+                    const int64_t left = windows.plane - at, all = least(pitch - x, left);
+                    const int64_t alike = (y < down.begin ? down.begin : y < down.end ? down.end : y + left) - y;
+                    const int64_t rows = all < pitch ? 1 : least(alike, left / pitch);
+                    const int64_t from = least(most(across.begin, x), x + all);
+                    const int64_t to = down.has(y) ? least(most(across.end, from), x + all) : from;
+                    visit(ImageRows{plane + at, rows, all, from - x, to - from, z, down.pixel(y), across.pixel(from)});
+                    at += rows == 1 ? all : rows * pitch;
+                    y += rows;
                 }
             }
+        }
     }
 }
 
@@ -124,33 +143,61 @@ inline void add_row(real* to, int64_t stride, int64_t step, const real* from, in
             to[i * stride * step] += from[i];
 }
 
-/// Fill the planes of the channels from `first` on.
+/// Where the first of some rows is in a channel of an image.
+inline int64_t place_of(const ImageRows& rows, const int64_t (&step)[6])
+{
+    return rows.z * step[3] + rows.y * step[4] + rows.x * step[5];
+}
+
+/// Copy a row into a plane.  Rows come one after the other and the image is followed by zeros: behind a short one, too, there
+/// are zeros, or values that come later.
+template <class From> inline void fill_row(real* to, const From* from, int64_t stride, int64_t count)
+{
+    if constexpr (std::is_same_v<From, real>)
+        if (stride == 1 && count < WIDTH)
+            return store(to, First{count}.load(from));
+    copy(to, 1, from, stride, count);
+}
+
+/// Fill the planes of the channels from `first` on, where the image is.
 inline void fill(real* planes, const Tensor& image, int64_t first, const Windows& windows, const Strip& strip,
                  int64_t channels)
 {
-    const int64_t* step = image.step;
+    const int64_t *step = image.step, *stride = windows.geometry.stride;
     for (int64_t c = 0; c < channels; ++c) {
         real* channel = planes + c * windows.channel;
         const storage* data = static_cast<const storage*>(image.data) + strip.n * step[0] + (first + c) * step[1];
-        image_rows(strip, windows, [&](int64_t at, int64_t all, int64_t before, int64_t inside, int64_t z, int64_t y, int64_t x) {
-            real* row = channel + at;
-            for (int64_t i = 0; i < before; ++i)
-                row[i] = 0;
-            if (inside)
-                copy(row + before, 1, data + z * step[3] + y * step[4] + x * step[5],
-                     windows.geometry.stride[2] * step[5], inside);
-            for (int64_t i = before + inside; i < all; ++i)
-                row[i] = 0;
+        image_rows(strip, windows, [&](const ImageRows& rows) {
+            if (!rows.inside)
+                return;
+            real* to = channel + rows.at + rows.before;
+            const storage* from = data + place_of(rows, image.step);
+            for (int64_t row = 0; row < rows.rows; ++row)
+                fill_row(to + row * windows.pitch, from + row * stride[1] * step[4], stride[2] * step[5], rows.inside);
         });
     }
+}
+
+/// Fill the planes of some channels where no image is.
+inline void fill_outside(real* planes, const Windows& windows, const Strip& strip, int64_t channels)
+{
+    for (int64_t c = 0; c < channels; ++c)
+        image_rows(strip, windows, [&](const ImageRows& rows) {
+            for (int64_t row = 0; row < rows.rows; ++row) {
+                real* begin = planes + c * windows.channel + rows.at + row * windows.pitch;
+                clear(begin, rows.before);
+                clear(begin + rows.before + rows.inside, rows.all - rows.before - rows.inside);
+            }
+        });
 }
 
 /// Planes of one channel that are 1 where the image is.
 inline void fill_inside(real* planes, const Windows& windows, const Strip& strip)
 {
-    image_rows(strip, windows, [&](int64_t at, int64_t all, int64_t before, int64_t inside, int64_t, int64_t, int64_t) {
-        for (int64_t i = 0; i < all; ++i)
-            planes[at + i] = before <= i && i < before + inside;
+    image_rows(strip, windows, [&](const ImageRows& rows) {
+        for (int64_t row = 0; row < rows.rows; ++row)
+            for (int64_t i = 0; i < rows.all; ++i)
+                planes[rows.at + row * windows.pitch + i] = rows.before <= i && i < rows.before + rows.inside;
     });
 }
 
@@ -158,15 +205,17 @@ inline void fill_inside(real* planes, const Windows& windows, const Strip& strip
 inline void add_planes(const real* planes, const Tensor& image, int64_t first, const Windows& windows,
                        const Strip& strip, int64_t channels)
 {
-    const int64_t* step = image.step;
+    const int64_t *step = image.step, *stride = windows.geometry.stride;
     for (int64_t c = 0; c < channels; ++c) {
         const real* channel = planes + c * windows.channel;
         real* data = static_cast<real*>(image.data) + strip.n * step[0] + (first + c) * step[1];
-        image_rows(strip, windows, [&](int64_t at, int64_t, int64_t before, int64_t inside, int64_t z, int64_t y, int64_t x) {
-            if (!inside)
+        image_rows(strip, windows, [&](const ImageRows& rows) {
+            if (!rows.inside)
                 return;
-            add_row(data + z * step[3] + y * step[4] + x * step[5], windows.geometry.stride[2], step[5],
-                    channel + at + before, inside);
+            const real* from = channel + rows.at + rows.before;
+            real* to = data + place_of(rows, image.step);
+            for (int64_t row = 0; row < rows.rows; ++row)
+                add_row(to + row * stride[1] * step[4], stride[2], step[5], from + row * windows.pitch, rows.inside);
         });
     }
 }
@@ -188,7 +237,7 @@ template <class Value> inline void clear_gaps(Value* values, int64_t count, cons
     }
 }
 
-/// The values of a strip from a tensor of one value per window, 0 where there is no window.
+/// The values of a strip from a tensor of one value per window; what lies between the windows stays.
 template <class T, class Value>
 inline void read(Value* values, const Tensor& tensor, int64_t channel, int64_t tap, const Windows& windows, const Strip& strip)
 {
@@ -197,7 +246,6 @@ inline void read(Value* values, const Tensor& tensor, int64_t channel, int64_t t
     rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
         copy(values + at, 1, data + strip.z * step[3] + y * step[4] + x * step[5], step[5], count);
     });
-    clear_gaps(values, 1, windows, strip);
 }
 
 /// Put the values of a strip into a tensor of one value per window.
@@ -272,7 +320,7 @@ struct WholeWindows {
     };
 
     /// Look at the windows of a strip; what lies between them does not matter.
-    void look(const Windows& windows, const Strip& strip)
+    void tell(const Windows& windows, const Strip& strip)
     {
         const Geometry& g = windows.geometry;
         const Inner deep(g, 0), down(g, 1), across(g, 2);
@@ -303,7 +351,7 @@ struct WholeWindows {
 struct WholeWindows {
     WholeWindows() = default;
     WholeWindows(const Windows&, Arena&) {}
-    void look(const Windows&, const Strip&) {}
+    void tell(const Windows&, const Strip&) {}
 };
 #endif
 

@@ -170,7 +170,16 @@ struct First {
         return value;
     }
 #endif
-    void store(real* to, vec value) const { __builtin_memcpy(to, &value, count * sizeof(real)); }
+    void store(real* to, vec value) const
+    {
+        constexpr int HALF = WIDTH / 2;
+        if (count < HALF)
+            return (void)__builtin_memcpy(to, &value, count * sizeof(real));
+        real all[WIDTH];  // two halves that overlap take less than a copy of unknown length
+        __builtin_memcpy(all, &value, sizeof value);
+        __builtin_memcpy(to, all, HALF * sizeof(real));
+        __builtin_memcpy(to + count - HALF, all + count - HALF, HALF * sizeof(real));
+    }
 #endif
 
     /// What holds the lanes of `every_other`: the last one is the last of them.

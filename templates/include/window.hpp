@@ -170,8 +170,9 @@ template <class T> inline T* take_values(const Windows& windows, int64_t rows, A
 
 /// One strip: an image, a line and a piece of it.
 struct Strip {
-    int64_t n, z, begin;
+    int64_t n = -1, z = -1, begin = -1;
 
+    Strip() = default;
     Strip(const Windows& windows, int64_t n, int64_t number)
         : n(n), z(number / windows.line()), begin(number % windows.line() * windows.geometry.strip)
     {
@@ -183,6 +184,8 @@ struct Strip {
         return ceil_div(least(windows.geometry.strip, windows.length - begin), step) * step;
     }
 
+    /// Whether it lies where another one does, in this image or another.
+    bool is_where(const Strip& other) const { return z == other.z && begin == other.begin; }
 };
 
 /// How many taps and channels count for each window of a strip.
