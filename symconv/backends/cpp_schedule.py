@@ -89,6 +89,10 @@ class CppPlan(Plan):
     _scratch_bytes: list[int] = field(default_factory=list, repr=False, init=False)
     _idle: list[torch.Tensor] = field(default_factory=list, repr=False, init=False)
 
+    @property
+    def overwrites(self) -> bool:
+        return bool(self.geometry.contents.overwrites)
+
     def scratch(self, arguments: Any) -> torch.Tensor:
         """The memory that a call needs besides its tensors, for this call alone."""
         try:
@@ -126,6 +130,7 @@ def plan_of(
     more_strips = layer.more_strips(strip)
     team = threads if by_filters else min(threads, max(work, 1))
     chosen = {"by_filters": by_filters, "by_positions": by_positions, "margin": layer.margin(strip), "threads": team}
+    chosen |= {"more_strips": more_strips, "overwrites": layer.backward and layer.line.sees_all}
     return CppPlan(
         strip,
         filter_step,
@@ -135,7 +140,7 @@ def plan_of(
         by_filters,
         by_positions,
         more_strips,
-        ctypes.pointer(layer.line.told(strip, filter_step, more_strips=more_strips, **chosen)),
+        ctypes.pointer(layer.line.told(strip, filter_step, **chosen)),
         function,
     )
 
@@ -261,7 +266,7 @@ class _Layer:
     def more_strips(self, strip: int) -> int:
         """The strips beyond the first whose windows the gradients of weights sum together.
 
-        None where functions take so long at each tap that adding lanes is little, and the memory of strips much.
+        No others where functions take so long at each tap that adding lanes is little, and the memory of strips much.
         """
         if not self.by_filters() or self.by_positions() or self.facts.heavy[1]:
             return 0

@@ -126,8 +126,15 @@ class NativeKernel(Generic[P]):
             return self._instead.backward(grad_output, kept, tensors, numbers, geometry, needs)
         x = tensors[0]
         real = torch.promote_types(x.dtype, torch.float32)
+        written = {
+            name for name, role in zip(self.facts.tensors, self.facts.roles) if plan.overwrites and role == "input"
+        }
         gradients = [
-            torch.zeros(each.shape, dtype=real, device=x.device) if name in needs else None
+            (torch.empty if name in written & self.has_gradient else torch.zeros)(
+                each.shape, dtype=real, device=x.device
+            )
+            if name in needs
+            else None
             for name, each in zip(self.facts.tensors, tensors)
         ]
         wanted = [each if name in self.has_gradient else None for name, each in zip(self.facts.tensors, gradients)]

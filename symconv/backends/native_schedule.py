@@ -178,6 +178,7 @@ class NativeGeometry(ctypes.Structure):
         ("more_strips", ctypes.c_int64),
         ("margin", ctypes.c_int64),
         ("by_positions", ctypes.c_int64),
+        ("overwrites", ctypes.c_int64),
         ("threads", ctypes.c_int64),
     ]
 
@@ -209,6 +210,19 @@ class Line:
     def lines(self) -> int:
         """How many such lines an image has."""
         return int(self.geometry.size[0])
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether each pixel of the image lies in one of the planes; not where there are several lines."""
+        told = self.geometry
+        if (told.image[0], told.size[0], told.kernel[0], told.before[0]) != (1, 1, 1, 0):
+            return False
+        for axis in (1, 2):
+            stride, taps = told.stride[axis], told.kernel[axis]
+            whole = taps >= stride and math.gcd(told.dilation[axis], stride) == 1
+            if not whole or (told.size[axis] + self.reach[axis]) * stride < told.image[axis] + told.before[axis]:
+                return False
+        return True
 
     def told(self, strip: int, filter_step: int, **chosen: int) -> NativeGeometry:
         """The geometry, with what a plan has chosen."""
@@ -284,7 +298,13 @@ class Plan:
     filter_step: int
     output_shape: tuple[int, ...]
     groups: int = field(repr=False)
+
     _layouts: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether all of the gradients of inputs is written; else they begin as zeros."""
+        return False
 
     def arguments(
         self, tensors: Sequence[torch.Tensor | None], lying: Sequence[tuple[str, str]]

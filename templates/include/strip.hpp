@@ -36,11 +36,17 @@ struct ImageRange {
     bool has(int64_t place) const { return begin <= place && place < end; }
 };
 
-/// Rows of the planes of a channel that are alike, a pitch apart: of so many values each the first `before` lie outside the
-/// image, then come those of the pixels from (z, y, x) on, a stride apart in either direction.
+/// Rows of the planes of a channel that are alike, a pitch apart.  Of the `all` places of a row the first `before` lie outside
+/// the image, then come `inside` that are pixels, a stride apart in either direction.
 struct ImageRows {
-    int64_t at, rows, all, before, inside;  // at: the place of the first one
-    int64_t z, y, x;
+    int64_t plane, at;    // the number of a plane, and the place of the first row in it
+    int64_t rows;         // how many
+    int64_t all, before, inside;
+    int64_t z, y, x;      // the first pixel of the first row
+    bool in_image;        // whether the rows lie there, if perhaps none of their places
+
+    /// Where the first one is in the planes of a channel.
+    int64_t place(const Windows& windows) const { return plane * windows.plane + at; }
 };
 
 /// Visit the rows of an image that the planes of one channel hold, as many as are alike at once.
@@ -52,7 +58,7 @@ template <class Visit> inline void image_rows(const Strip& strip, const Windows&
         const int64_t z = strip.z * g.stride[0] + tz * g.dilation[0] - g.before[0];
         for (int64_t ry = 0; ry < windows.y.residues; ++ry) {
             const ImageRange down(windows.y, ry, 0 <= z && z < g.image[0] ? g.image[1] : 0);
-            for (int64_t rx = 0; rx < windows.x.residues; ++rx, plane += windows.plane) {
+            for (int64_t rx = 0; rx < windows.x.residues; ++rx, ++plane) {
                 const ImageRange across(windows.x, rx, g.image[2]);
                 for (int64_t y = y0, x = x0, at = 0; at < windows.plane; x = 0) {
                     const int64_t left = windows.plane - at, all = least(pitch - x, left);
@@ -60,7 +66,7 @@ template <class Visit> inline void image_rows(const Strip& strip, const Windows&
                     const int64_t rows = all < pitch ? 1 : least(alike, left / pitch);
                     const int64_t from = least(most(across.begin, x), x + all);
                     const int64_t to = down.has(y) ? least(most(across.end, from), x + all) : from;
-                    visit(ImageRows{plane + at, rows, all, from - x, to - from, z, down.pixel(y), across.pixel(from)});
+                    visit(ImageRows{plane, at, rows, all, from - x, to - from, z, down.pixel(y), across.pixel(from), down.has(y)});
                     at += rows == 1 ? all : rows * pitch;
                     y += rows;
                 }
@@ -112,36 +118,20 @@ template <class To, class From> inline void copy(To* to, int64_t step, const Fro
             to[i * step] = To(from[i * stride]);
 }
 
-/// Two vectors, the second of which begins with the last of the first.
-struct Two {
-    vec lower, upper;
-};
-
-/// Add a row to every `stride`-th pixel of another one, whose pixels are `step` apart.  Pixels between get zeros: no other
-/// thread adds to them at the same time, as one may to other channels that lie between.
-inline void add_row(real* to, int64_t stride, int64_t step, const real* from, int64_t count)
+/// Add a row to another one, whose numbers are `step` apart.
+inline void add_row(real* to, int64_t step, const real* from, int64_t count)
 {
-    if (stride * step == 1)
+    if (step == 1)
         add_vectors(
             count, [&](int64_t i, auto vector) { return vector.load(to + i) + vector.load(from + i); },
             [&](int64_t i, vec sum, auto vector) { vector.store(to + i, sum); });
-    else if (stride == 2 && step == 1)
-        add_vectors(
-            count,
-            [&](int64_t i, auto vector) {
-                const auto [lower, upper] = vector.doubled();
-                const vec values = vector.load(from + i);
-                return Two{lower.load(to + 2 * i) + spaced<0>(values), upper.load(to + 2 * i + WIDTH - 1) + spaced<1>(values)};
-            },
-            [&](int64_t i, const Two& sums, auto vector) {
-                const auto [lower, upper] = vector.doubled();
-                lower.store(to + 2 * i, sums.lower);
-                upper.store(to + 2 * i + WIDTH - 1, sums.upper);
-            });
     else
         for (int64_t i = 0; i < count; ++i)
-            to[i * stride * step] += from[i];
+            to[i * step] += from[i];
 }
+
+/// Write a row over another one, whose numbers are `step` apart.
+inline void write_row(real* to, int64_t step, const real* from, int64_t count) { copy(to, step, from, 1, count); }
 
 /// Where the first of some rows is in a channel of an image.
 inline int64_t place_of(const ImageRows& rows, const int64_t (&step)[6])
@@ -149,8 +139,8 @@ inline int64_t place_of(const ImageRows& rows, const int64_t (&step)[6])
     return rows.z * step[3] + rows.y * step[4] + rows.x * step[5];
 }
 
-/// Copy a row into a plane.  Rows come one after the other and the image is followed by zeros: behind a short one, too, there
-/// are zeros, or values that come later.
+/// Copy a row into a plane, and for a short one some zeros behind it: zeros belong there, or what later rows bring, of this
+/// plane, the next one or the next channel; behind the last channel there is room for a vector of zeros.
 template <class From> inline void fill_row(real* to, const From* from, int64_t stride, int64_t count)
 {
     if constexpr (std::is_same_v<From, real>)
@@ -159,7 +149,7 @@ template <class From> inline void fill_row(real* to, const From* from, int64_t s
     copy(to, 1, from, stride, count);
 }
 
-/// Fill the planes of the channels from `first` on, where the image is.
+/// Fill the planes of the channels from `first` on with the image; the zeros of `fill_outside` stay.
 inline void fill(real* planes, const Tensor& image, int64_t first, const Windows& windows, const Strip& strip,
                  int64_t channels)
 {
@@ -170,7 +160,7 @@ inline void fill(real* planes, const Tensor& image, int64_t first, const Windows
         image_rows(strip, windows, [&](const ImageRows& rows) {
             if (!rows.inside)
                 return;
-            real* to = channel + rows.at + rows.before;
+            real* to = channel + rows.place(windows) + rows.before;
             const storage* from = data + place_of(rows, image.step);
             for (int64_t row = 0; row < rows.rows; ++row)
                 fill_row(to + row * windows.pitch, from + row * stride[1] * step[4], stride[2] * step[5], rows.inside);
@@ -178,13 +168,13 @@ inline void fill(real* planes, const Tensor& image, int64_t first, const Windows
     }
 }
 
-/// Fill the planes of some channels where no image is.
+/// Fill the planes of some channels with zeros where no image is.
 inline void fill_outside(real* planes, const Windows& windows, const Strip& strip, int64_t channels)
 {
     for (int64_t c = 0; c < channels; ++c)
         image_rows(strip, windows, [&](const ImageRows& rows) {
             for (int64_t row = 0; row < rows.rows; ++row) {
-                real* begin = planes + c * windows.channel + rows.at + row * windows.pitch;
+                real* begin = planes + c * windows.channel + rows.place(windows) + row * windows.pitch;
                 clear(begin, rows.before);
                 clear(begin + rows.before + rows.inside, rows.all - rows.before - rows.inside);
             }
@@ -197,27 +187,76 @@ inline void fill_inside(real* planes, const Windows& windows, const Strip& strip
     image_rows(strip, windows, [&](const ImageRows& rows) {
         for (int64_t row = 0; row < rows.rows; ++row)
             for (int64_t i = 0; i < rows.all; ++i)
-                planes[rows.at + row * windows.pitch + i] = rows.before <= i && i < rows.before + rows.inside;
+                planes[rows.place(windows) + row * windows.pitch + i] = rows.before <= i && i < rows.before + rows.inside;
     });
 }
 
-/// Add the planes of the channels from `first` on to an image of numbers as they are computed.
-inline void add_planes(const real* planes, const Tensor& image, int64_t first, const Windows& windows,
-                       const Strip& strip, int64_t channels)
+/// The places of each plane to which no other strip of the image has added: they are written.
+struct Fresh {
+    int64_t begin = 0, end = 0;
+
+    /// Those of strip `number`, after those from `first` on; `between`: and after all before `first` and from `last` on.  Groups
+    /// that share the channels of an image come one after the other.
+    Fresh(const Windows& windows, const Tensor& image, int64_t group, int64_t number, int64_t first, int64_t last, bool between)
+    {
+        const int64_t strip = windows.geometry.strip;
+        if (!windows.geometry.overwrites || (group > 0 && image.group == 0))
+            return;
+        begin = number > (between ? 0 : first) ? windows.plane - strip : 0;
+        end = between && last < windows.strips ? most((last - number) * strip, begin) : most(windows.plane, begin);
+    }
+};
+
+/// Put places of the planes of each residue side by side, as the pixels of a row; those that no plane has are 0.
+inline void weave(real* row, const real* planes, const Windows& windows, int64_t count)
+{
+    const int64_t stride = windows.x.stride, residues = windows.x.residues;
+    if (stride == 2 && residues == 2) {
+        for (int64_t i = 0; i < count; i += WIDTH) {
+            const vec even = load(planes + i), odd = load(planes + windows.plane + i);
+            store(row + 2 * i, woven<0>(even, odd));
+            store(row + 2 * i + WIDTH, woven<1>(even, odd));
+        }
+        return;
+    }
+    if (residues < stride)
+        clear(row, count * stride);
+    for (int64_t residue = 0; residue < residues; ++residue)
+        for (int64_t i = 0, at = windows.x.first(residue) + windows.x.before; i < count; ++i)
+            row[i * stride + at] = planes[residue * windows.plane + i];
+}
+
+/// Add the planes of the channels from `first` on to an image of numbers as they are computed, or write them where they are
+/// `fresh`; `row` is room for the pixels of a row, where the stride is more than 1.
+inline void add_planes(const real* planes, real* row, const Tensor& image, int64_t first, const Windows& windows,
+                       const Strip& strip, int64_t channels, Fresh fresh)
 {
     const int64_t *step = image.step, *stride = windows.geometry.stride;
-    for (int64_t c = 0; c < channels; ++c) {
-        const real* channel = planes + c * windows.channel;
-        real* data = static_cast<real*>(image.data) + strip.n * step[0] + (first + c) * step[1];
+    for (int64_t c = 0; c < channels; ++c)
         image_rows(strip, windows, [&](const ImageRows& rows) {
-            if (!rows.inside)
+            if (!rows.in_image || rows.plane % windows.x.residues)  // the planes of other residues come with the first
                 return;
-            const real* from = channel + rows.at + rows.before;
-            real* to = data + place_of(rows, image.step);
-            for (int64_t row = 0; row < rows.rows; ++row)
-                add_row(to + row * stride[1] * step[4], stride[2], step[5], from + row * windows.pitch, rows.inside);
+            const int64_t start = rows.x - rows.before * stride[2];  // the pixel of the first place
+            const int64_t from = most(-start, 0), to = least(windows.geometry.image[2] - start, rows.all * stride[2]);
+            real* data = static_cast<real*>(image.data) + strip.n * step[0] + (first + c) * step[1] + rows.z * step[3] + rows.y * step[4];
+            for (int64_t at = rows.at; at < rows.at + rows.rows * windows.pitch && from < to; at += windows.pitch) {
+                const real* pixels = planes + c * windows.channel + rows.place(windows) + at - rows.at;
+                if (stride[2] > 1) {
+                    weave(row, pixels, windows, rows.all);
+                    pixels = row;
+                }
+                const int64_t low = least(most((fresh.begin - at) * stride[2], from), to);
+                const int64_t high = least(most((fresh.end - at) * stride[2], low), to);
+                const auto part = [&](int64_t begin, int64_t end, auto put) {
+                    if (begin < end)
+                        put(data + (start + begin) * step[5], step[5], pixels + begin, end - begin);
+                };
+                part(from, low, add_row);
+                part(low, high, write_row);
+                part(high, to, add_row);
+                data += stride[1] * step[4];
+            }
         });
-    }
 }
 
 /// 0 at the places of a strip that are no windows, in each of some rows.
@@ -283,7 +322,7 @@ inline void add(const real* values, const Tensor& tensor, int64_t channel, int64
     const int64_t* step = tensor.step;
     real* data = static_cast<real*>(tensor.data) + strip.n * step[0] + channel * step[1] + tap * step[2];
     rows(strip, windows, [&](int64_t at, int64_t y, int64_t x, int64_t count) {
-        add_row(data + strip.z * step[3] + y * step[4] + x * step[5], 1, step[5], values + at, count);
+        add_row(data + strip.z * step[3] + y * step[4] + x * step[5], step[5], values + at, count);
     });
 }
 
@@ -319,7 +358,7 @@ struct WholeWindows {
         bool has(int64_t window) const { return begin <= window && window < end; }
     };
 
-    /// Look at the windows of a strip; what lies between them does not matter.
+    /// Tell it of the windows of a strip; what lies between them does not matter.
     void tell(const Windows& windows, const Strip& strip)
     {
         const Geometry& g = windows.geometry;

@@ -373,15 +373,15 @@ template <int... I> SYMCONV_INLINE vec every_other(vec a, vec b, std::integer_se
 /// Every other one of 2*WIDTH - 1 numbers in memory; the vector b begins with the last of a.
 SYMCONV_INLINE vec every_other(vec a, vec b) { return every_other(a, b, std::make_integer_sequence<int, WIDTH>{}); }
 
-template <int HALF, int... I> SYMCONV_INLINE vec spaced(vec value, std::integer_sequence<int, I...>)
+template <int HALF, int... I> SYMCONV_INLINE vec woven(vec a, vec b, std::integer_sequence<int, I...>)
 {
-    return lanes_of<(I % 2 == HALF ? HALF * WIDTH / 2 + I / 2 : WIDTH)...>(value, splat(0));
+    return lanes_of<(I % 2 * WIDTH + HALF * WIDTH / 2 + I / 2)...>(a, b);
 }
 
-/// The lower (HALF 0) or upper half of a vector with zeros between its lanes; two such vectors lie as for `every_other`.
-template <int HALF> SYMCONV_INLINE vec spaced(vec value)
+/// The lanes of two vectors in turn, those of their lower (HALF 0) or upper halves.
+template <int HALF> SYMCONV_INLINE vec woven(vec a, vec b)
 {
-    return spaced<HALF>(value, std::make_integer_sequence<int, WIDTH>{});
+    return woven<HALF>(a, b, std::make_integer_sequence<int, WIDTH>{});
 }
 
 /// For each PART lanes of two vectors, half as many: the upper half is added to the lower half.

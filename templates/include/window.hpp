@@ -27,6 +27,7 @@ struct Geometry {
     int64_t more_strips;  // that they sum together with a strip then
     int64_t margin;       // places around a strip where pixels look for windows that see them, 0 if they do not
     int64_t by_positions; // whether gradients go straight to the taps at the positions of maxima
+    int64_t overwrites;   // whether gradients of images are written where nothing was added yet, and not added to zeros
     int64_t threads;      // of a CPU that share the work
 };
 
@@ -143,7 +144,8 @@ struct Windows {
     /// From the values of the windows of a strip to those for the next filter, channel or tap: a strip and its margins.
     int64_t row_length() const { return geometry.strip + 2 * geometry.margin; }
 
-    // How many floats the planes of an image take: those of its channels, and one full of zeros for taps that are not.
+    // How many floats the planes of an image take: those of its channels, and one full of zeros for taps that are not; more
+    // than a vector of them, for what reads and writes whole vectors.
     int64_t planes(int64_t channels) const { return channels * channel + nowhere(); }
     int64_t nowhere() const { return (geometry.strip + WIDTH) / WIDTH * WIDTH; }
 };
