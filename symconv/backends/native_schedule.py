@@ -213,7 +213,7 @@ class Line:
 
     @property
     def sees_all(self) -> bool:
-        """Whether each pixel of the image lies in one of the planes; not where there are several lines."""
+        """Whether each pixel of the image lies in a plane of the one line that there is."""
         told = self.geometry
         if (told.image[0], told.size[0], told.kernel[0], told.before[0]) != (1, 1, 1, 0):
             return False
@@ -298,12 +298,11 @@ class Plan:
     filter_step: int
     output_shape: tuple[int, ...]
     groups: int = field(repr=False)
-
     _layouts: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def overwrites(self) -> bool:
-        """Whether all of the gradients of inputs is written; else they begin as zeros."""
+        """Whether a call writes all of the gradients of inputs; else it adds to zeros."""
         return False
 
     def arguments(

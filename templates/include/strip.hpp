@@ -42,8 +42,8 @@ struct ImageRows {
     int64_t plane, at;    // the number of a plane, and the place of the first row in it
     int64_t rows;         // how many
     int64_t all, before, inside;
-    int64_t z, y, x;      // the first pixel of the first row
-    bool in_image;        // whether the rows lie there, if perhaps none of their places
+    int64_t z, y, x;      // the first pixel of the first row, or where it would be
+    bool in_image;        // whether z and y lie there, even if none of the places does
 
     /// Where the first one is in the planes of a channel.
     int64_t place(const Windows& windows) const { return plane * windows.plane + at; }
@@ -191,7 +191,7 @@ inline void fill_inside(real* planes, const Windows& windows, const Strip& strip
     });
 }
 
-/// The places of each plane to which no other strip of the image has added: they are written.
+/// The places of each plane to which no other strip or group has added: they are written.
 struct Fresh {
     int64_t begin = 0, end = 0;
 
@@ -207,7 +207,8 @@ struct Fresh {
     }
 };
 
-/// Put places of the planes of each residue side by side, as the pixels of a row; those that no plane has are 0.
+/// Put places of the planes of each residue side by side, as the pixels of a row; those that no plane has are 0, and may be
+/// added: no other thread adds to pixels between those of a strip at the same time.
 inline void weave(real* row, const real* planes, const Windows& windows, int64_t count)
 {
     const int64_t stride = windows.x.stride, residues = windows.x.residues;
