@@ -45,6 +45,8 @@ class NativeKernel(Generic[P]):
         self.text, self.title, self.source, self.facts, self.fast_math = text, title, source, facts, fast_math
         self.kept = tuple(facts.kept)
         self.has_gradient = frozenset(facts.has_gradient)
+        #: The inputs that have gradients.
+        self._images = self.has_gradient & {name for name, role in zip(facts.tensors, facts.roles) if role == "input"}
         self._broken = False
         self._plans: dict[tuple[Any, ...], P] = {}
         self._lock = threading.RLock()
@@ -126,17 +128,10 @@ class NativeKernel(Generic[P]):
             return self._instead.backward(grad_output, kept, tensors, numbers, geometry, needs)
         x = tensors[0]
         real = torch.promote_types(x.dtype, torch.float32)
-        written = {
-            name for name, role in zip(self.facts.tensors, self.facts.roles) if plan.overwrites and role == "input"
-        }
-        gradients = [
-            (torch.empty if name in written & self.has_gradient else torch.zeros)(
-                each.shape, dtype=real, device=x.device
-            )
-            if name in needs
-            else None
-            for name, each in zip(self.facts.tensors, tensors)
-        ]
+        gradients: list[torch.Tensor | None] = []
+        for name, each in zip(self.facts.tensors, tensors):
+            begun = torch.empty if plan.overwrites and name in self._images else torch.zeros
+            gradients.append(begun(each.shape, dtype=real, device=x.device) if name in needs else None)
         wanted = [each if name in self.has_gradient else None for name, each in zip(self.facts.tensors, gradients)]
         if any(each is not None for each in wanted):
             self.call(plan, [*tensors, grad_output, *kept, *wanted], numbers)
