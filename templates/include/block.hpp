@@ -1,8 +1,8 @@
 // The part of the CUDA backend that never varies: how a block of threads reads and writes a strip, and how its warps
-// share the work.  What is written here for a team is `strip.hpp` for the one thread of a CPU.
+// share the work.  What is written here for a team is in `rows.hpp` and `strip.hpp` for the one thread of a CPU.
 #pragma once
 
-#include "window.hpp"
+#include "operands.hpp"
 
 namespace symconv {
 
