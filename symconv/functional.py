@@ -428,11 +428,18 @@ def check_other_input(name: str, value: Tensor, x: Tensor, rank: int) -> None:
 
 def check_channels(signature: Signature, tensors: Mapping[str, Tensor], geometry: Geometry) -> None:
     """Refuse numbers of channels that do not fit the way in which the formula puts its operands together."""
-    axis, groups = -len(geometry.kernel_size) - 1, geometry.groups
+    axis = -len(geometry.kernel_size) - 1
     counts = {name: tensors[name].shape[axis] for name in ("x", *signature.names("input"))}
+    check_counts(signature, counts, geometry.out_channels, geometry.groups)
+
+
+def check_counts(signature: Signature, counts: Mapping[str, int], out_channels: int, groups: int) -> None:
+    """The same, of those inputs alone whose channels are known."""
     per_group = {name: n // groups if n % groups == 0 else n for name, n in counts.items()}
-    for names in signature.together:
-        whole = per_group["x"] if "x" in names else max(per_group[name] for name in names)
+    unknown = {*signature.names("input")} - {*counts}
+    for together in signature.together:
+        names = [name for name in together if name not in unknown]
+        whole = per_group["x"] if "x" in names else max((per_group[name] for name in names), default=1)
         for name in names:
             if per_group[name] != whole and (per_group[name] != 1 or name in signature.unshared):
                 others = " and ".join(f"{each} {counts[each]}" for each in names if each != name)
@@ -443,13 +450,13 @@ def check_channels(signature: Signature, tensors: Mapping[str, Tensor], geometry
                 )
     for name in signature.own:
         has = counts.get(name, counts["x"])
-        if has != geometry.out_channels and not (has == 1 and name in counts and name != "x"):
+        if name not in unknown and has != out_channels and not (has == 1 and name in counts and name != "x"):
             raise ArgumentError(
                 f"the formula reads {name}[o, ...], the output's own channel, so there must be as many channels as "
-                f"outputs: {name if name in counts else 'x'} has {has}, out_channels is {geometry.out_channels}"
+                f"outputs: {name if name in counts else 'x'} has {has}, out_channels is {out_channels}"
             )
     for name in signature.single:
-        if per_group[name] != 1:
+        if per_group.get(name, 1) != 1:
             raise ArgumentError(
                 f"the formula uses {name}[c, 0] outside a reduction, so each output needs one channel of {name}, not "
                 f"{per_group[name]}: use groups=in_channels or a pooling layer, write {name}[o, 0], or reduce over c"

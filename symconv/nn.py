@@ -14,7 +14,16 @@ from torch.nn.utils import parametrize
 
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
-from .functional import KernelLike, as_kernel, check_fast_math, check_groups, check_number, operand_shape, run
+from .functional import (
+    KernelLike,
+    as_kernel,
+    check_counts,
+    check_fast_math,
+    check_groups,
+    check_number,
+    operand_shape,
+    run,
+)
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
 from .kernel import Initializer, Kernel
 from .language.axes import WindowNode
@@ -229,6 +238,7 @@ class Conv(Layer):
             options,
         )
         check_groups(in_channels, out_channels, groups)
+        check_counts(self.signature, {"x": in_channels}, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.init = init if init is not None else self.kernel.init
         if isinstance(self.init, str) and not hasattr(nn.init, f"{self.init}_"):

@@ -507,3 +507,21 @@ def test_memory_layouts(backend: str) -> None:
     assert negated.is_neg()
     for _ in range(2):
         torch.testing.assert_close(sc.conv2d("sum(w*x)", negated, w, backend=backend), F.conv2d(-x, w))
+
+
+@pytest.mark.parametrize(
+    ("formula", "in_channels", "why"),
+    [
+        ("sum(w*x[o, t])", 3, "x has 3, out_channels is 4"),
+        ("sum(w*x) - x[c, 0]", 4, "needs one channel of x, not 4"),
+    ],
+)
+def test_a_layer_is_not_made_for_channels_that_its_formula_cannot_have(
+    formula: str, in_channels: int, why: str
+) -> None:
+    """Those of another input are known in a call, and refused there."""
+    with pytest.raises(sc.ArgumentError, match=why):
+        sc.Conv2d(formula, in_channels, 4, 3)
+    layer = sc.Conv2d(f"g: input\n{formula.replace('x', 'g')} + sum(x)", in_channels, 4, 3, backend="torch")
+    with pytest.raises(sc.ArgumentError, match=why.replace("x ", "g ").replace("x,", "g,")):
+        layer(torch.zeros(1, in_channels, 5, 5), g=torch.zeros(1, in_channels, 5, 5))
