@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,23 @@ def test_a_standalone_pool(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 9)
     torch.testing.assert_close(ours(x), theirs(x))
     assert torch.equal(theirs(x[0]), theirs(x)[0])
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 8), (1, 8, 8), (8, 8), (1, 2, 4, 8, 8)])
+def test_a_standalone_layer_says_what_shape_it_takes(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    (tmp_path / "layer.py").write_text(standalone(sc.Kernel("sum(w*x)"), "Layer"))
+    (tmp_path / "pool.py").write_text(standalone(sc.Kernel("max(x)"), "Pool"))
+    layer, pool = imported(tmp_path / "layer.py"), imported(tmp_path / "pool.py")
+    x = torch.zeros(shape)
+    with pytest.raises(ValueError, match=re.escape(f"input has shape {[*shape]}; expected [N, 2, *image] of 4 axes")):
+        layer.Layer(2, 4, 3)(x)
+    if x.dim() in (2, 5):
+        with pytest.raises(ValueError, match=re.escape("expected [N, C, *image] of 4 axes, or without N")):
+            pool.Pool(3)(x)
+    else:
+        assert pool.Pool(3)(x).dim() == x.dim()
+    with pytest.raises(ValueError, match=re.escape("out_channels (4) must be multiples of groups (3)")):
+        layer.Layer(3, 4, 3, groups=3)
 
 
 def test_a_standalone_file_imports_only_torch(tmp_path: Path) -> None:
