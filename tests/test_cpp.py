@@ -480,7 +480,7 @@ def test_many_windows_with_one_choice_are_counted_exactly() -> None:
 def test_gradients_of_weights_sum_several_strips(
     formula: str, batch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small images are taken together, unless functions take long; then the number of threads matters neither."""
+    """Small images are taken together, unless functions take long; the number of threads does not matter."""
     plans: list[CppPlan] = []
     monkeypatch.setattr(cpp, "plan_of", lambda *given: plans.append(plan_of(*given)) or plans[-1])
     kernel = sc.Kernel(formula)
