@@ -207,7 +207,7 @@ class Backward:
             **reader.facts(),
             "name": name,
             "id": printed["id"],
-            "inside": printed["inside"] == "inside",
+            "inside": printed["inside"],
             "call": f"{name}_tap({', '.join(arguments)})",
             "sinks": sinks,
             "slots": self.slots(read),

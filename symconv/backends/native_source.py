@@ -25,6 +25,8 @@ from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
 
 SIZES = {"T": "windows.taps", "C": "windows.geometry.channels", "N": "windows.taps * windows.geometry.channels"}
 OFFSETS = {"dx": 2, "dy": 1, "dz": 0}
+#: The places of a domain, by its axes.
+PLACES = {"": "the window as a whole", "c": "channels", "t": "taps", "ct": "channels and taps"}
 
 
 class Member(NamedTuple):
@@ -104,11 +106,14 @@ class Pass:
             "domains": [
                 {
                     "id": self.id(where),
+                    "doc": PLACES[where.axes],
                     "channels": self.channels(where),
                     "has_taps": "true" if "t" in where.axes else "false",
+                    "inside": any(sweep["id"] == self.id(where) and sweep["inside"] for sweep in self.printed),
                     "members": [*members.values()],
                 }
                 for where, members in sorted(self.members.items())
+                if members or any(sweep["id"] == self.id(where) for sweep in self.printed)
             ],
             "shared": [(name, kind, make) for name, (kind, make) in self.shared.items()],
             "pixels": [],
@@ -338,7 +343,7 @@ class Pass:
         return {
             "name": name,
             "id": self.id(sweep.where),
-            "inside": "inside" if "t" in sweep.where.axes else "always",
+            "inside": "t" in sweep.where.axes,
             "doc": "; ".join(legends) or self.doc_of(sweep).removesuffix("."),
             "before": before,
             "names": [self.identifier(symbol) for symbol in sweep.names],
@@ -368,6 +373,7 @@ class Pass:
             entry = {
                 "variable": f"running_{each.symbols[0].name}",
                 "type": ACCUMULATORS[each.kind],
+                "position": each.kind == "first_max",
                 "left": domain(each.left).axes,
                 "given": next(waiting),
                 "rank": next(ranked) if is_rank else "",
@@ -382,9 +388,10 @@ class Pass:
             {
                 "name": name if len(groups) == 1 else f"{name}_over_{''.join(sorted(dims))}",
                 "left": entries[0]["left"],
-                "outer": {"": "1", "c": "taps.channels", "t": "taps.taps"}[entries[0]["left"]],
+                "index": "j" if entries[0]["left"] else "k",
+                "outer": {"": "", "c": "taps.channels", "t": "taps.taps"}[entries[0]["left"]],
                 "inner": {"": "taps.count", "c": "taps.taps", "t": "taps.channels"}[entries[0]["left"]],
-                "k": {"": "j", "c": "l * taps.taps + j", "t": "j * taps.taps + l"}[entries[0]["left"]],
+                "k": {"": "k", "c": "l * taps.taps + j", "t": "j * taps.taps + l"}[entries[0]["left"]],
                 "position": {"ct": "k", "c": "taps.channel[k]", "t": "taps.tap[k]"}["".join(sorted(dims))],
                 "accumulators": entries,
                 "ranks": any(entry["rank"] for entry in entries),
@@ -430,11 +437,11 @@ class Backward(Pass):
         for index, name in enumerate(self.tensors):
             operand = self.operands[name]
             kind = operand.role if operand.role in ("input", "field") else "bank"
-            sizes = ["1" if operand.bank is None else str(operand.bank)]
+            sizes = [] if operand.bank is None else [str(operand.bank)]
             sizes += ["windows.geometry.groups * windows.geometry.filters"] * ("o" in operand.axes)
             sizes += ["windows.geometry.channels"] * ("c" in operand.axes) + ["windows.taps"] * ("t" in operand.axes)
             gradients.append(
-                {"name": name, "kind": kind, "index": index, "elements": " * ".join(sizes), **self.field(name)}
+                {"name": name, "kind": kind, "index": index, "elements": " * ".join(sizes) or "1", **self.field(name)}
             )
         return {"gradients": gradients, **super().context()}
 

@@ -19,13 +19,13 @@ template <int N> struct Results {
 
 struct Sum {
     vec value = splat(0);
-    template <class Mask> void add(Mask mask, ivec, vec v) { value = where(mask, value + v, value); }
+    template <class Mask> void add(Mask mask, vec v) { value = where(mask, value + v, value); }
     vec sum() const { return value; }
 };
 
 struct Product {
     vec value = splat(1);
-    template <class Mask> void add(Mask mask, ivec, vec v) { value = where(mask, value * v, value); }
+    template <class Mask> void add(Mask mask, vec v) { value = where(mask, value * v, value); }
     vec product() const { return value; }
 };
 
@@ -39,10 +39,10 @@ struct Factors : Product {
 /// The product, that of what is not 0, and how many zeros there are.
 struct Factors : Product {
     vec others = splat(1), count = splat(0);
-    template <class Mask> void add(Mask mask, ivec position, vec v)
+    template <class Mask> void add(Mask mask, vec v)
     {
         const ivec zero = v == splat(0);
-        Product::add(mask, position, v);
+        Product::add(mask, v);
         others = where(mask, where(zero, others, others * v), others);
         count = where(mask, where(zero, count + splat(1), count), count);
     }
@@ -54,13 +54,14 @@ struct Factors : Product {
 /// The maximum; NaN wins.
 struct Max {
     vec value = splat(-infinity);
-    template <class Mask> void add(Mask mask, ivec, vec v) { value = where(mask, maximum(value, v), value); }
+    template <class Mask> void add(Mask mask, vec v) { value = where(mask, maximum(value, v), value); }
     vec max() const { return value; }
 };
 
 #ifdef SYMCONV_FORGETS
 /// The maximum, where nobody will ask for the position.
 struct FirstMax : Max {
+    template <class Mask> void add(Mask mask, ivec, vec v) { Max::add(mask, v); }
     static ivec argmax() { return splat_int(0); }
 };
 #else
@@ -91,7 +92,7 @@ struct FirstMax {
 /// The maximum, made finite, and the sum of exp(value - maximum).
 struct Exponentials {
     vec top = splat(-infinity), total = splat(0);
-    template <class Mask> void add(Mask mask, ivec, vec value)
+    template <class Mask> void add(Mask mask, vec value)
     {
         // One of the two is the maximum: exp(0), unless it is infinite.  So there is one exponential to compute.
         const vec higher = maximum(top, value), at = finite(higher);
@@ -112,13 +113,13 @@ struct Mean {
     vec total = splat(0), running = splat(0), count = splat(0);
     int seen = 0;  // where all count
 
-    template <class Mask> void add(Mask mask, ivec, vec value)
+    template <class Mask> void add(Mask mask, vec value)
     {
         count = where(mask, count + splat(1), count);
         total = where(mask, total + value, total);
         running = where(mask, running + less(value, running) / count, running);
     }
-    void add(Everywhere, ivec, vec value)
+    void add(Everywhere, vec value)
     {
         total += value;
         running += less(value, running) * splat(inverse(++seen));
@@ -181,7 +182,7 @@ struct FirstRank {
     ivec broken = splat_int(0), some = splat_int(0), position = splat_int(-1);
     int64_t count = 0;
 
-    template <class Mask> void add(Mask mask, ivec, vec v)
+    template <class Mask> void add(Mask mask, vec v)
     {
 #ifdef SYMCONV_IGNORE
         counts[count] = where(mask, splat_int(-1), splat_int(0));

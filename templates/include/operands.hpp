@@ -251,11 +251,6 @@ struct Scan {
     template <int F> ivec operator()(Place<F> p) const { return splat_int(integer(at ? at[p.k] : p.k)); }
 };
 
-/// Where taps are not told apart, all count.
-struct Always {
-    template <int F> Everywhere operator()(Place<F>) const { return {}; }
-};
-
 #ifdef SYMCONV_IGNORE
 /// Whether the tap lies in the image; taps outside leave the window.
 struct Inside {
@@ -269,8 +264,10 @@ inline Inside make_inside(const real* planes, const Windows& windows, const Doma
     return {planes, image_places(windows, domain, 1, Access{false, false, 0}, arena)};
 }
 #else
-/// Taps outside the image read 0.
-using Inside = Always;
+/// Taps outside the image read 0, and all count.
+struct Inside {
+    template <int F> Everywhere operator()(Place<F>) const { return {}; }
+};
 
 inline Inside make_inside(const real*, const Windows&, const Domain&, Arena&) { return {}; }
 #endif
