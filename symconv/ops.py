@@ -65,12 +65,20 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
+def is_watched(tensors: Sequence[Tensor]) -> bool:
+    """Whether others than autograd carry out operators, or look on: a mode (fake tensors, `make_fx`, counters), or tensors
+    that have no memory of their own."""
+    return torch._C._len_torch_dispatch_stack() > 0 or any(
+        type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ for tensor in tensors
+    )
+
+
 def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The output of a kernel for checked tensors, in the order of its signature.
 
     Shapes: x `[N, in_channels, *image]`, output `[N, out_channels, *size]`.
     """
-    if is_recorded():
+    if is_recorded() or is_watched(tensors):
         output: Tensor = torch.ops.symconv.convolve(
             call.formula,
             call.backend,
@@ -86,6 +94,8 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The same where `torch.compile` does not look on."""
+    if is_watched(tensors):
+        return convolve(call, tensors)
     if is_plain(tensors):
         return call.compiled.repeated(tensors, call.numbers, call.geometry)(tensors)
     if peek_interpreter_stack() is not None:
@@ -96,7 +106,7 @@ def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether nobody will ask for a derivative, of whatever kind, so that autograd need not be told."""
-    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
+    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack():
         return False
     learning = is_grad_enabled()
     for tensor in tensors:  # noqa: SIM110, a generator takes longer
