@@ -27,7 +27,7 @@ from symconv.backends.cuda_schedule import CudaPlan, Cut, block_cut, blocks_at_a
 from symconv.backends.native_schedule import TENSOR, Facts
 from symconv.build import driver, emulation
 from symconv.build.nvrtc import architectures, cubin
-from symconv.errors import BackendError, CompilationError, InternalError
+from symconv.errors import BackendError, CompilationError, InternalError, SymconvWarning
 from symconv.geometry import Geometry
 from symconv.render import static_headers
 
@@ -383,6 +383,35 @@ def test_an_image_of_too_many_windows_is_refused(text: str, direction: str) -> N
     x = torch.empty(1, 1, 5_000_000_000, device="meta")
     with pytest.raises(BackendError, match="windows of one image are 4999999999"):
         cut_of(facts(text), direction, [x], geometry((2,), 1), 132)
+
+
+def test_a_refused_shape_leaves_the_others_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed by torch and said once; other shapes of the kernel, also new ones, are still computed here."""
+    monkeypatch.setattr("symconv.backends.cuda.MOST_WINDOWS", 100)
+    kernel = backends()["cuda-emu"].compile(sc.Kernel("3.25*sum(w*x)"))
+    w, layer = torch.ones(1, 1, 3, 3), geometry((3, 3), 1)
+    called, call = [], type(kernel).call
+    monkeypatch.setattr(type(kernel), "call", lambda *args: called.append(1) or call(*args))
+
+    def computed(size: int) -> bool:
+        """Whether a forward and a backward pass are computed here, for an image of ones."""
+        x = torch.ones(1, 1, size, size)
+        called.clear()
+        output, kept = kernel.forward((x, w), (), layer)
+        assert torch.equal(output, torch.full((1, 1, size - 2, size - 2), 9 * 3.25))
+        assert torch.equal(kernel.repeated((x, w), (), layer)((x, w)), output)
+        grad, _ = kernel.backward(torch.ones_like(output), kept, (x, w), (), layer, {"x"})
+        assert grad.sum() == output.sum()
+        assert len(called) in (0, 3)
+        return bool(called)
+
+    assert computed(6)
+    with pytest.warns(SymconvWarning, match="The torch backend computes") as said:
+        assert not computed(16)
+    assert len(said) == 2, "for the forward and for the backward pass"
+    assert not computed(16), "and nothing is said again"
+    assert computed(7)
+    assert computed(6)
 
 
 def broken(old: str, new: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

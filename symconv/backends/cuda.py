@@ -27,7 +27,7 @@ from ..kernel import Kernel
 from ..render import static_headers
 from .cuda_flat_schedule import flat_cut
 from .cuda_schedule import CudaPlan, Cut, Packed, block_cut
-from .native import FACTS, STORAGE, NativeBackend, NativeKernel
+from .native import FACTS, STORAGE, NativeBackend, NativeKernel, ShapeError
 from .native_schedule import Facts, facts_of, line_of, ranked
 
 log = logging.getLogger("symconv")
@@ -89,11 +89,11 @@ def cut_of(
     """How a pass is cut for some shapes, with all options of the compiler; `smaller` as `fitted` gives it.
 
     Raises:
-        BackendError: if an image is too large.
+        ShapeError: if an image is too large.
     """
     x = tensors[0]
     if (length := line_of(x, geometry).length) >= MOST_WINDOWS:
-        raise BackendError(f"the windows of one image are {length}; CUDA kernels count fewer than 2**31")
+        raise ShapeError(f"the windows of one image are {length}; CUDA kernels count fewer than 2**31")
     cut = flat_cut(facts, direction, tensors, geometry, processors, smaller)
     cut = cut or block_cut(facts, direction, tensors, geometry, processors)
     count = ranked(facts, x, geometry)

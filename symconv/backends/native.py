@@ -35,6 +35,10 @@ FACTS = "facts.json"
 P = TypeVar("P", bound=Plan)
 
 
+class ShapeError(BackendError):
+    """A call that a backend cannot compute because of its shapes; calls of other shapes it can."""
+
+
 class NativeKernel(Generic[P]):
     """A generated file and what is built from it, for each pass, dtype and kind of padding when first called for.
 
@@ -48,7 +52,7 @@ class NativeKernel(Generic[P]):
         #: The inputs that have gradients.
         self._images = self.has_gradient & {name for name, role in zip(facts.tensors, facts.roles) if role == "input"}
         self._broken = False
-        self._plans: dict[tuple[Any, ...], P] = {}
+        self._plans: dict[tuple[Any, ...], P | None] = {}
         self._lock = threading.RLock()
         operands, values = [*zip(facts.roles, facts.axes)], [("values", "o")] * (1 + len(facts.kept))
         #: The role and the axes of each tensor of a call, in its order.
@@ -65,6 +69,7 @@ class NativeKernel(Generic[P]):
         """How a call is cut, with what computes it.
 
         Raises:
+            ShapeError: if it cannot be computed for these shapes.
             CompilationError, CacheError, BackendError, OSError: if that cannot be built.
         """
         raise NotImplementedError
@@ -143,22 +148,22 @@ class NativeKernel(Generic[P]):
         return backend("torch").compile(kernel_of(self.text))
 
     def _plan(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> P | None:
-        """The plan of a call; None where it cannot be built."""
+        """The plan of a call; None where it cannot be built or its shapes are refused."""
         x = tensors[0]
         key = (direction, geometry, self.surroundings(x.device), x.dtype, *[each.shape for each in tensors])
         found = self._plans.get(key)
-        if found is None:
-            if self._broken:
-                return None
-            if len(self._plans) >= MAX_PLANS:  # of a model whose images are all of different sizes
-                self._plans.clear()
-            try:
-                found = self._plans[key] = self.planned(direction, tensors, geometry)
-            except (CompilationError, CacheError, BackendError, OSError) as error:
+        if found is not None or self._broken or key in self._plans:
+            return found
+        if len(self._plans) >= MAX_PLANS:  # of a model whose images are all of different sizes
+            self._plans.clear()
+        try:
+            found = self._plans[key] = self.planned(direction, tensors, geometry)
+        except (CompilationError, CacheError, BackendError, OSError) as error:
+            if isinstance(error, ShapeError):
+                self._plans[key] = None
+            else:  # another build would fail like this one, and take its time
                 self._broken = True
-                warnings.warn(
-                    f"{error}\nThe torch backend computes {self.title!r} instead.", SymconvWarning, stacklevel=2
-                )
+            warnings.warn(f"{error}\nThe torch backend computes {self.title!r} instead.", SymconvWarning, stacklevel=2)
         return found
 
 
