@@ -100,7 +100,7 @@ class CppKernel(NativeKernel[CppPlan]):
     def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         """The compiled function for a pass, a dtype, a kind of padding and a count of values to be put in order."""
         key = direction, dtype, ignore, count
-        with self._lock:
+        with self._lock.held():
             if key not in self._libraries:
                 self._libraries[key] = self._built(find_toolchain(), *key)
             return self._libraries[key]

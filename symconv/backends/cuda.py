@@ -248,7 +248,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
     def _module(self, direction: str, device: torch.device, dtype: torch.dtype, options: tuple[str, ...]) -> Module:
         key = device, options
-        with self._lock:
+        with self._lock.held():
             if key not in self._modules:
                 description = f"{self.title} (cuda, {direction}, {str(dtype).removeprefix('torch.')})"
                 self._modules[key] = self.built(device, options, description)

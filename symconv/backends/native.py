@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from ..build.lock import ForkSafeLock
 from ..errors import BackendError, CacheError, CompilationError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel, kernel_of
@@ -53,7 +53,7 @@ class NativeKernel(Generic[P]):
         self._images = self.has_gradient & {name for name, role in zip(facts.tensors, facts.roles) if role == "input"}
         self._broken = False
         self._plans: dict[tuple[Any, ...], P | None] = {}
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
         operands, values = [*zip(facts.roles, facts.axes)], [("values", "o")] * (1 + len(facts.kept))
         #: The role and the axes of each tensor of a call, in its order.
         self.lying = [*operands, *values, *operands]
