@@ -188,7 +188,7 @@ def test_launches_are_those_of_the_gradients_that_are_wanted() -> None:
     def named(flat: bool, *roles: str | None) -> list[str]:
         cut = (flat_cut if flat else block_cut)(facts("sum(w*x) + b"), "backward", [x], geometry((3, 3), 4), 2)
         assert cut is not None
-        plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, cut, None, x.device)
+        plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, "backward", cut, None, x.device)
         return [each.launch.function.removeprefix("symconv_backward_") for each in plan.launches(roles)]
 
     colours = named(False, "input").count("images")
@@ -205,7 +205,7 @@ def test_launches_are_those_of_the_gradients_that_are_wanted() -> None:
 def test_a_launch_sees_no_gradients_that_are_the_work_of_others() -> None:
     x = torch.empty(1, 2, 40, 40)
     cut = block_cut(facts("sum(w*x)"), "backward", [x], geometry((3, 3), 4), 2)
-    plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, cut, None, x.device)
+    plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, "backward", cut, None, x.device)
     tensors = (ctypes.c_int64 * (5 * TENSOR))(*range(1, 5 * TENSOR + 1))
     sent = {}
     for each in plan.launches([None, None, None, "input", "weight"]):

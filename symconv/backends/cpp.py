@@ -23,7 +23,7 @@ import torch
 
 from ..build.cache import Cache
 from ..build.key import content_key
-from ..build.toolchain import SCHEDULING, Toolchain, find_toolchain, load
+from ..build.toolchain import NO_SCHEDULING, SCHEDULING, Toolchain, find_toolchain, load
 from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
@@ -119,7 +119,7 @@ class CppKernel(NativeKernel[CppPlan]):
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
             *tiles.options(),
             # Additions and products are in the best order as they are written.
-            *[SCHEDULING.replace("-f", "-fno-")] * (SCHEDULING in toolchain.flags and not heavy),
+            *[NO_SCHEDULING] * (SCHEDULING in toolchain.flags and not heavy),
             *shlex.split(os.environ.get("SYMCONV_CXXFLAGS", "")),
         ]
         include = template_directory() / "include"

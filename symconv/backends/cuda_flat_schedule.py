@@ -59,7 +59,7 @@ class Banks(NamedTuple):
 
     Args:
         cost: about how many instructions each window takes.
-        options: of the compiler: the filters and taps of a thread, and how many threads of a warp have tiles of their
+        tiles: for the compiler: the filters and taps of a thread, and how many threads of a warp have tiles of their
             own below and beside one another; the others share the windows.
         launch: the launch.
         shares: blocks that share the windows.
@@ -67,7 +67,7 @@ class Banks(NamedTuple):
     """
 
     cost: float
-    options: dict[str, int]
+    tiles: dict[str, int]
     launch: Launch
     shares: int
     sums: int
@@ -209,13 +209,12 @@ class _Shape:
         _, banks, _ = self.facts.flat[0]
         return 6 // (banks + self.facts.state[0] - 1 or 1) if cost <= 2 else 2
 
-    def options(self, direction: str, **tiles: int) -> tuple[str, ...]:
+    def defines(self, **tiles: int) -> tuple[str, ...]:
         named = {
             "THREADS": THREADS,
             "WEIGHT_THREADS": WEIGHT_THREADS,
             "WEIGHT_BLOCKS": WEIGHT_BLOCKS,
             "BLOCKS_AT_A_TIME": self.blocks_at_a_time,
-            "TAPS_AT_A_TIME": self.taps_at_a_time(direction),
             **tiles,
         }
         return ("-DFLAT", *[f"-D{name}={value}" for name, value in named.items()])
@@ -242,8 +241,8 @@ class _Shape:
         told = self.line.told(strip, step)
         launch = self.launched("symconv_forward", units, told)._replace(near=near, stage=stage)
         prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, near=0)
-        options = self.options("forward", FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
-        return Cut(options, (prepare, launch))
+        defines = self.defines(FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
+        return Cut(defines, (prepare, launch), self.taps_at_a_time("forward"))
 
     def backward(self) -> Cut | None:
         sets, slots, pixels, turned, sinks, banks, counts = self.facts.flat[1]
@@ -251,7 +250,7 @@ class _Shape:
             return None
         if pixels and self.geometry.kernel_size[:-2] not in ((), (1,)):
             return None
-        options: dict[str, int] = {}
+        tiles: dict[str, int] = {}
         launches: list[Launch] = []
         if pixels:
             room = self.room("backward_pixels", "backward", 2 * pixels)
@@ -259,7 +258,7 @@ class _Shape:
             if found is None:
                 return None
             tile, launch = found
-            options |= {"PIXEL_CHANNELS": tile.first, "PIXEL_VECTORS": tile.second}
+            tiles |= {"PIXEL_CHANNELS": tile.first, "PIXEL_VECTORS": tile.second}
             launches.append(launch)
         # The sums of a tile, and the weights that they depend on, are 48 numbers at most.
         room = self.room("backward_weights", "backward", 1)
@@ -267,13 +266,14 @@ class _Shape:
         weights = self._weights(room, sets, slots)
         if weights is None:
             return None
-        options |= weights.options
+        tiles |= weights.tiles
         launch = weights.launch
         beside = launch._replace(blocks=2 * self.processors, near=0)
         prepare = beside._replace(function="symconv_backward_prepare", gradients=None)
         gather = beside._replace(function="symconv_backward_gather")
         launches = [prepare, *launches, launch, gather]
-        return Cut(self.options("backward", **options), tuple(launches), weights.shares, weights.sums)
+        taps = self.taps_at_a_time("backward")
+        return Cut(self.defines(**tiles), tuple(launches), taps, weights.shares, weights.sums)
 
     def _pixels(self, tile: Tile, slots: int) -> tuple[Tile, Launch] | None:
         lines = self.images * self.line.lines * self.line.planes
@@ -342,5 +342,5 @@ class _Shape:
             columns=columns,
             gradients=("weight", "bias", "param"),
         )
-        options = {"BANK_FILTERS": first, "BANK_TAPS": second, "LANE_FILTERS": down, "LANE_TAPS": across}
-        return Banks(cost, options, launch, shares, ranges * shares)
+        tiles = {"BANK_FILTERS": first, "BANK_TAPS": second, "LANE_FILTERS": down, "LANE_TAPS": across}
+        return Banks(cost, tiles, launch, shares, ranges * shares)

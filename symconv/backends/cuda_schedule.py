@@ -41,7 +41,7 @@ def tiles_of(facts: Facts) -> Tiles:
 
 
 def taps_at_a_time(facts: Facts, direction: str) -> int:
-    """How many rounds of an innermost loop are under way at a time: loads of several where the mathematics is short."""
+    """The rounds of an innermost loop that are under way at a time: several, with their loads, where they are short."""
     backward = direction == "backward"
     cost, heavy = facts.cost[backward], facts.heavy[backward]
     return 1 if heavy or cost > 8 else 2 if cost > 4 or backward else 4
@@ -84,16 +84,23 @@ class Cut(NamedTuple):
     """How a pass is cut, for one shape: what is compiled in, and what is launched.
 
     Args:
-        options: of the compiler.
+        defines: options of the compiler.
         launches: in their order.
+        taps_at_a_time: how many rounds of an innermost loop are under way at a time, which is compiled in, too.
         shares: blocks that share the gradients of one range of filters.
         blocks: that have scratch memory of their own, at most.
     """
 
-    options: tuple[str, ...]
+    defines: tuple[str, ...]
     launches: tuple[Launch, ...]
+    taps_at_a_time: int = 1
     shares: int = 1
     blocks: int = 0
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """All options of the compiler."""
+        return (*self.defines, f"-DTAPS_AT_A_TIME={self.taps_at_a_time}")
 
 
 class Packed(NamedTuple):
@@ -131,11 +138,13 @@ class CudaPlan(Plan):
     """A plan for the blocks of a GPU.
 
     Args:
+        direction: "forward" or "backward".
         cut: the launches.
         module: what has their functions.
         device: where it runs.
     """
 
+    direction: str
     cut: Cut = field(repr=False)
     module: Any = field(repr=False)
     device: torch.device = field(repr=False)
@@ -207,15 +216,15 @@ def block_cut(
     ranges = geometry.groups * -(-filters // filter_step)
     blocks = min(max(strips * ranges, 1), room)
     told = line.told(strip, filter_step)
-    options = (
+    defines = (
         f"-DTHREADS={THREADS}",
         f"-DBLOCKS_AT_A_TIME={blocks_at_a_time(facts, direction)}",
-        f"-DTAPS_AT_A_TIME={taps_at_a_time(facts, direction)}",
         *tiles.options(),
     )
+    taps = taps_at_a_time(facts, direction)
     prepare = Launch(f"symconv_{direction}_prepare", blocks, THREADS, told)
     if not backward:
-        return Cut(options, (prepare, prepare._replace(function="symconv_forward")), blocks=blocks)
+        return Cut(defines, (prepare, prepare._replace(function="symconv_forward")), taps, blocks=blocks)
     apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
     colours = min(apart, max(line.lines * pieces, 1))
     images = Launch("symconv_backward_images", blocks, THREADS, told, colours=colours, gradients=("input", "field"))
@@ -223,4 +232,4 @@ def block_cut(
     weights = Launch("symconv_backward_weights", shares * ranges, THREADS, told, gradients=("weight", "bias", "param"))
     gather = weights._replace(function="symconv_backward_gather", blocks=blocks)
     by_colour = [images._replace(colour=colour) for colour in range(colours)]
-    return Cut(options, (prepare, *by_colour, weights, gather), shares, max(blocks, shares * ranges))
+    return Cut(defines, (prepare, *by_colour, weights, gather), taps, shares, max(blocks, shares * ranges))

@@ -38,7 +38,7 @@ log = logging.getLogger("symconv")
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 #: Without it GCC for x86 leaves the long chain of instructions of an exponential in one piece, and units wait for it.
-SCHEDULING = "-fschedule-insns"
+SCHEDULING, NO_SCHEDULING = "-fschedule-insns", "-fno-schedule-insns"
 FACTS, PRIVATE = "toolchain.json", "compiling-"
 
 
