@@ -26,7 +26,8 @@ import symconv as sc
 from symconv.backends import backends, cpp, cpp_schedule
 from symconv.backends.cpp import generate
 from symconv.backends.cpp_schedule import CppPlan, plan_of, tiles_of
-from symconv.backends.native_schedule import Facts, Tiles, facts_of
+from symconv.backends.native_facts import Facts, facts_of
+from symconv.backends.native_schedule import Tiles
 from symconv.build.toolchain import find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
 from symconv.functions import BY_CLASS

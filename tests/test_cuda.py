@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,8 @@ from symconv.backends import backends
 from symconv.backends.cuda import CudaBackend, cut_of, fitted, generate, precompiled, unspilled
 from symconv.backends.cuda_flat_schedule import STAGE, flat_cut
 from symconv.backends.cuda_schedule import CudaPlan, Cut, block_cut, blocks_at_a_time
-from symconv.backends.native_schedule import TENSOR, Facts
+from symconv.backends.native_facts import Facts
+from symconv.backends.native_schedule import TENSOR
 from symconv.build import driver, emulation
 from symconv.build.nvrtc import architectures, cubin
 from symconv.errors import BackendError, CompilationError, InternalError, SymconvWarning
@@ -132,7 +132,14 @@ def test_what_nvrtc_refuses_is_an_error_with_its_log() -> None:
 
 
 def facts(text: str) -> Facts:
-    return Facts(**json.loads(generate(sc.Kernel(text))["facts.json"]))
+    return Facts.from_json(generate(sc.Kernel(text))["facts.json"])
+
+
+@pytest.mark.parametrize(("text", "flat"), [("sum(w*x)", True), ("sum(max(x + w, dim=t), dim=c)", False)])
+def test_facts_are_kept_as_text(text: str, flat: bool) -> None:
+    found = facts(text)
+    assert Facts.from_json(found.to_json()) == found
+    assert [found.flat_forward is not None, found.flat_backward is not None] == [flat, flat]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 5, 5), (4, 64, 56, 56), (2, 256, 14, 14), (1, 3, 224, 224), (0, 3, 8, 8)])

@@ -30,7 +30,8 @@ from ..kernel import Kernel
 from ..render import template_directory, templates
 from .cpp_schedule import CppPlan, plan_of, tiles_of
 from .native import FACTS, STORAGE, NativeBackend, NativeKernel
-from .native_schedule import Facts, facts_of, ranked
+from .native_facts import Facts, facts_of
+from .native_schedule import ranked
 
 log = logging.getLogger("symconv")
 
@@ -60,7 +61,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
     schedule = lower(kernel.formula, lift=True)
     return {
         SOURCE: cpp_source(kernel, schedule),
-        FACTS: json.dumps(facts_of(kernel, schedule)._asdict()),
+        FACTS: facts_of(kernel, schedule).to_json(),
     }
 
 
@@ -70,7 +71,7 @@ class CppKernel(NativeKernel[CppPlan]):
     def __init__(self, text: str, title: str, source: str, facts: Facts, fast_math: bool) -> None:
         super().__init__(text, title, source, facts, fast_math)
         self._libraries: dict[tuple[str, torch.dtype, bool, int], Any] = {}
-        if facts.forgetful:
+        if facts.inference_state is not None:
             self.inference = "inference"
 
     def surroundings(self, device: torch.device) -> int:
@@ -95,7 +96,7 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def _facts(self, direction: str) -> Facts:
         """What tiles and strips of a pass follow from."""
-        return self.facts.keeping_nothing() if direction == "inference" else self.facts
+        return self.facts.for_inference() if direction == "inference" else self.facts
 
     def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         """The compiled function for a pass, a dtype, a kind of padding and a count of values to be put in order."""
@@ -107,7 +108,7 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def _built(self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         facts = self._facts(direction)
-        tiles, heavy = tiles_of(facts, toolchain.vector_bytes), facts.heavy[direction == "backward"]
+        tiles, heavy = tiles_of(facts, toolchain.vector_bytes), facts.of(direction).heavy
         forgets, direction = direction == "inference", direction.replace("inference", "forward")
         options = [
             *[f"-DRANKED={count}"] * (count > 0),

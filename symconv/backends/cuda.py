@@ -6,8 +6,8 @@ architecture, each when it is first called for.  "cuda-emu" runs the very same t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,8 @@ from ..render import static_headers
 from .cuda_flat_schedule import flat_cut
 from .cuda_schedule import CudaPlan, Cut, Packed, block_cut
 from .native import FACTS, STORAGE, NativeBackend, NativeKernel, ShapeError
-from .native_schedule import Facts, facts_of, line_of, ranked
+from .native_facts import Facts, facts_of
+from .native_schedule import line_of, ranked
 
 log = logging.getLogger("symconv")
 
@@ -72,8 +73,9 @@ def generate(kernel: Kernel) -> dict[str, str]:
     from .cuda_source import cuda_source
 
     schedule = lower(kernel.formula, lift=True)
-    source, flat = cuda_source(kernel, schedule)
-    return {SOURCE: source, FACTS: json.dumps(facts_of(kernel, schedule)._replace(flat=flat)._asdict())}
+    source, flat_forward, flat_backward = cuda_source(kernel, schedule)
+    facts = dataclasses.replace(facts_of(kernel, schedule), flat_forward=flat_forward, flat_backward=flat_backward)
+    return {SOURCE: source, FACTS: facts.to_json()}
 
 
 def cut_of(

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..geometry import Geometry
-from .native_schedule import TENSOR, Facts, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
+from .native_facts import Facts
+from .native_schedule import TENSOR, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
 
 #: Threads of a warp, which hold a vector together, and of a block.
 WARP, THREADS = 32, 128
@@ -28,31 +29,28 @@ READING = 4
 
 def tiles_of(facts: Facts) -> Tiles:
     """The tiles of a kernel: about 16 accumulators for each thread, fewer where the mathematics needs registers."""
-    room, back = (4 if heavy else 16 if cost <= 6 else 8 for heavy, cost in zip(facts.heavy, facts.cost))
-    state = max(facts.state[0], 1)
+    room, back = (4 if each.heavy else 16 if each.cost <= 6 else 8 for each in (facts.forward, facts.backward))
+    state = max(facts.state, 1)
     room = min(room, 16 // state)
     vectors = 2 if room // state >= 2 else 1
     filters = power_below(room // (state * vectors)) if facts.per_filter and not facts.ranked else 1
-    images, banks = (max(count, 1) for count in facts.sinks)
-    bank = power_below(max(back // banks, 1))
+    bank = power_below(max(back // max(facts.weight_sums, 1), 1))
     bank_filters = power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1
-    image_taps = min(power_below(max(back // (2 * images), 1)), 4)
+    image_taps = min(power_below(max(back // (2 * max(facts.image_sums, 1)), 1)), 4)
     return Tiles(filters, vectors, vectors, 2, image_taps, bank_filters, min(bank // bank_filters, 4))
 
 
 def taps_at_a_time(facts: Facts, direction: str) -> int:
     """The rounds of an innermost loop that are under way at a time: several, with their loads, where they are short."""
-    backward = direction == "backward"
-    cost, heavy = facts.cost[backward], facts.heavy[backward]
-    return 1 if heavy or cost > 8 else 2 if cost > 4 or backward else 4
+    work = facts.of(direction)
+    return 1 if work.heavy or work.cost > 8 else 2 if work.cost > 4 or direction == "backward" else 4
 
 
 def blocks_at_a_time(facts: Facts, direction: str) -> int:
     """The blocks that run together on a multiprocessor: they share its registers."""
-    backward = direction == "backward"
-    cost, heavy = facts.cost[backward], facts.heavy[backward]
-    many = backward and (sum(facts.sinks) > 2 or facts.values[1][0] > 2)
-    return 2 if heavy or cost > 4 or many else 3
+    work = facts.of(direction)
+    many = direction == "backward" and (facts.image_sums + facts.weight_sums > 2 or work.per_window > 2)
+    return 2 if work.heavy or work.cost > 4 or many else 3
 
 
 class Launch(NamedTuple):
@@ -199,8 +197,9 @@ def block_cut(
     filters = geometry.out_channels // geometry.groups
     real = 8 if x.dtype == torch.float64 else 4
     per_place = real * line.planes * sum(channels) * (2 if backward else 1)
-    whole, per_channel, per_tap = facts.values[backward]
-    per_filter = real * (whole + per_channel * max(channels) + per_tap * math.prod(geometry.kernel_size))
+    work = facts.of(direction)
+    per_filter = work.per_window + work.per_channel * max(channels) + work.per_tap * math.prod(geometry.kernel_size)
+    per_filter *= real
 
     step = WARP * (tiles.again if backward else tiles.vectors)
     strip = min(STRIP, -(-line.length // step) * step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -17,7 +16,8 @@ from ..geometry import Geometry
 from ..kernel import Kernel, kernel_of
 from . import DTYPES, Compiled, backend
 from .generated import GeneratingBackend
-from .native_schedule import Facts, Plan
+from .native_facts import Facts
+from .native_schedule import Plan
 
 #: How tensors of a dtype are stored and computed with, as options of a compiler.
 STORAGE = {
@@ -200,4 +200,4 @@ class NativeBackend(GeneratingBackend[N]):
 
     def loaded(self, kernel: Kernel, files: Mapping[str, str], fast_math: bool) -> N:
         source, facts = (files[name] for name in self.files)
-        return self.kernel_type(kernel.text, kernel.title, source, Facts(**json.loads(facts)), fast_math)
+        return self.kernel_type(kernel.text, kernel.title, source, Facts.from_json(facts), fast_math)
