@@ -29,7 +29,7 @@ from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import template_directory, templates
 from .cpp_schedule import CppPlan, plan_of, tiles_of
-from .native import FACTS, STORAGE, NativeBackend, NativeKernel
+from .native import FACTS, NativeBackend, NativeKernel, defines_of
 from .native_facts import Facts, facts_of
 from .native_schedule import ranked
 
@@ -82,8 +82,7 @@ class CppKernel(NativeKernel[CppPlan]):
         vector_bytes, x = find_toolchain().vector_bytes, tensors[0]
         facts, threads = self._facts(direction), self.surroundings(x.device)
         tiles = tiles_of(facts, vector_bytes)
-        ignore = geometry.ignore and any(map(any, geometry.padding))
-        function = self._library(direction, x.dtype, ignore, ranked(self.facts, x, geometry))
+        function = self._library(direction, x.dtype, geometry.ignores_padding, ranked(self.facts, x, geometry))
         return plan_of(facts, direction, tiles, vector_bytes, tensors, geometry, threads, function)
 
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
@@ -111,12 +110,9 @@ class CppKernel(NativeKernel[CppPlan]):
         tiles, heavy = tiles_of(facts, toolchain.vector_bytes), facts.of(direction).heavy
         forgets, direction = direction == "inference", direction.replace("inference", "forward")
         options = [
-            *[f"-DRANKED={count}"] * (count > 0),
+            *defines_of(direction, dtype, ignore, count),
             *["-DSYMCONV_FORGETS"] * forgets,
-            f"-DSYMCONV_{direction.upper()}",
             f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
-            *STORAGE[dtype],
-            *["-DSYMCONV_IGNORE"] * ignore,
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
             *tiles.options(),
             # Additions and products are in the best order as they are written.

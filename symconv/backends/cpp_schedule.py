@@ -18,7 +18,7 @@ import torch
 
 from ..geometry import Geometry
 from .native_facts import Facts, PassFacts
-from .native_schedule import Line, Plan, Tiles, channels_of, line_of, power_below
+from .native_schedule import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
 
 def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
@@ -122,7 +122,7 @@ def plan_of(
     function: Any,
 ) -> CppPlan:
     """The plan for tensors of these shapes."""
-    real = 8 if tensors[0].dtype == torch.float64 else 4
+    real = real_bytes(tensors[0].dtype)
     layer = _Layer(facts, direction == "backward", tiles, vector_bytes // real, real, tensors, geometry, threads)
     strip = layer.strip()
     filter_step = layer.filter_step(strip)
@@ -135,7 +135,7 @@ def plan_of(
     return CppPlan(
         strip,
         filter_step,
-        (tensors[0].shape[0], geometry.out_channels, *geometry.output_size(tensors[0].shape[2:])),
+        geometry.output_shape(tensors[0].shape),
         geometry.groups,
         team,
         by_filters,

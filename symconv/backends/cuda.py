@@ -27,7 +27,7 @@ from ..kernel import Kernel
 from ..render import static_headers
 from .cuda_flat_schedule import flat_cut
 from .cuda_schedule import CudaPlan, Cut, Packed, block_cut
-from .native import FACTS, STORAGE, NativeBackend, NativeKernel, ShapeError
+from .native import FACTS, NativeBackend, NativeKernel, ShapeError, defines_of
 from .native_facts import Facts, facts_of
 from .native_schedule import line_of, ranked
 
@@ -97,16 +97,8 @@ def cut_of(
         raise ShapeError(f"the windows of one image are {length}; CUDA kernels count fewer than 2**31")
     cut = flat_cut(facts, direction, tensors, geometry, processors, smaller)
     cut = cut or block_cut(facts, direction, tensors, geometry, processors)
-    count = ranked(facts, x, geometry)
-    defines = (
-        f"-DSYMCONV_{direction.upper()}",
-        *STORAGE[x.dtype],
-        *["-DSYMCONV_FAST_MATH"] * fast_math,
-        *["-DSYMCONV_IGNORE"] * (geometry.ignore and any(map(any, geometry.padding))),
-        *[f"-DRANKED={count}"] * (count > 0),
-        *cut.defines,
-    )
-    return cut._replace(defines=defines)
+    defines = defines_of(direction, x.dtype, geometry.ignores_padding, ranked(facts, x, geometry))
+    return cut._replace(defines=(*defines, *["-DSYMCONV_FAST_MATH"] * fast_math, *cut.defines))
 
 
 def precompiled(
@@ -240,7 +232,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
         cut, module = fitted(cuts, made)
         told = cut.launches[0].geometry
-        output = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
+        output = geometry.output_shape(x.shape)
         return CudaPlan(told.strip, told.filter_step, output, geometry.groups, direction, cut, module, x.device)
 
     def _module(self, direction: str, device: torch.device, dtype: torch.dtype, cut: Cut) -> Module:

@@ -16,7 +16,7 @@ import torch
 from ..geometry import Geometry
 from .cuda_schedule import WARP, Cut, Launch
 from .native_facts import Facts, FlatBackward, FlatForward
-from .native_schedule import Line, NativeGeometry, line_of, power_below
+from .native_schedule import Line, NativeGeometry, line_of, power_below, real_bytes
 
 #: Threads of a block, and how many blocks run at a time on a multiprocessor.  Gradients of weights want more registers
 #: for each thread.
@@ -131,9 +131,7 @@ def flat_cut(
     if flat is None:
         return None
     x, line = tensors[0], line_of(tensors[0], geometry)
-    real = 8 if x.dtype == torch.float64 else 4
-    ignore = geometry.ignore and any(map(any, geometry.padding))
-    here = _Shape(facts, line, x.shape[0], geometry, real, ignore, processors, smaller)
+    here = _Shape(facts, line, x.shape[0], geometry, real_bytes(x.dtype), processors, smaller)
     return here.backward(flat) if isinstance(flat, FlatBackward) else here.forward(flat)
 
 
@@ -144,7 +142,6 @@ class _Shape:
     batch: int
     geometry: Geometry
     real: int
-    ignore: bool
     processors: int
     smaller: Mapping[str, int]
 
@@ -230,8 +227,8 @@ class _Shape:
         each = self.channels * self.taps * max(self.facts.forward.cost, 1)
         tile = narrowed(tile, self.line.length, lines, self.filters, self.processors, each)
         strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
-        beside = self.planes(strip) if self.ignore else 0
-        tables = (flat.tables + self.ignore) * self.taps
+        beside = self.planes(strip) if self.geometry.ignores_padding else 0
+        tables = (flat.tables + self.geometry.ignores_padding) * self.taps
         stage, near = self.staged(beside, flat.sets * self.planes(strip), tables, self.channels)
         if stage < 1:
             return self.forward(flat, tile.second // 2) if tile.second > 1 else None
@@ -243,7 +240,7 @@ class _Shape:
         return Cut(defines, (prepare, launch), self.taps_at_a_time(flat))
 
     def backward(self, flat: FlatBackward) -> Cut | None:
-        if flat.counts and self.ignore:
+        if flat.counts and self.geometry.ignores_padding:
             return None
         if flat.pixel_sums and self.geometry.kernel_size[:-2] not in ((), (1,)):
             return None
@@ -306,7 +303,7 @@ class _Shape:
         most = flat.sets * min(max((wide - 2) // self.taps + 2, 1), self.channels)
 
         def staged(strip: int) -> int:
-            planes = (most + self.ignore) * self.planes(strip)
+            planes = (most + self.geometry.ignores_padding) * self.planes(strip)
             return planes + (flat.values * step + 1) * (strip + WARP // down)
 
         def near(strip: int) -> int:

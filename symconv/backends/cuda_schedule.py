@@ -16,7 +16,7 @@ import torch
 
 from ..geometry import Geometry
 from .native_facts import Facts
-from .native_schedule import TENSOR, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
+from .native_schedule import TENSOR, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
 #: Threads of a warp, which hold a vector together, and of a block.
 WARP, THREADS = 32, 128
@@ -195,7 +195,7 @@ def block_cut(
     backward = direction == "backward"
     line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
     filters = geometry.out_channels // geometry.groups
-    real = 8 if x.dtype == torch.float64 else 4
+    real = real_bytes(x.dtype)
     per_place = real * line.planes * sum(channels) * (2 if backward else 1)
     work = facts.of(direction)
     per_filter = work.per_window + work.per_channel * max(channels) + work.per_tap * math.prod(geometry.kernel_size)

@@ -35,6 +35,19 @@ FACTS = "facts.json"
 P = TypeVar("P", bound=Plan)
 
 
+def defines_of(direction: str, dtype: torch.dtype, ignores_padding: bool, ranked: int) -> list[str]:
+    """The options of a compiler that every native backend has.
+
+    Args:
+        direction: "forward" or "backward".
+        dtype: of the tensors.
+        ignores_padding: see `Geometry`.
+        ranked: how many values are put in order in registers, 0 if none are.
+    """
+    options = [f"-DSYMCONV_{direction.upper()}", *STORAGE[dtype]]
+    return options + ["-DSYMCONV_IGNORE"] * ignores_padding + [f"-DRANKED={ranked}"] * (ranked > 0)
+
+
 class ShapeError(BackendError):
     """A call that a backend cannot compute because of its shapes; calls of other shapes it can."""
 

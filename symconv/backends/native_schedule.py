@@ -14,6 +14,11 @@ from ..geometry import Geometry
 from .native_facts import OTHER_CHANNELS, Facts
 
 
+def real_bytes(dtype: torch.dtype) -> int:
+    """The bytes of a number as it is computed with, for tensors of a dtype."""
+    return 8 if dtype == torch.float64 else 4
+
+
 @dataclass(frozen=True)
 class Tiles:
     """What the innermost loops hold in registers.
@@ -51,6 +56,7 @@ class Tiles:
 
 
 def power_below(n: int) -> int:
+    """The greatest power of two that is not more, at least 1."""
     return 1 << (max(n, 1).bit_length() - 1)
 
 
