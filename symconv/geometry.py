@@ -33,6 +33,20 @@ class Geometry(NamedTuple):
         axes = zip(image_size, self.kernel_size, self.stride, self.padding, self.dilation)
         return tuple((i + sum(p) - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in axes)
 
+    def output_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
+        """`[N, out_channels, *size]`, for an input `[N, channels, *image]`."""
+        return (x_shape[0], self.out_channels, *self.output_size(x_shape[2:]))
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether there are rows around the image, of whatever kind."""
+        return any(map(any, self.padding))
+
+    @property
+    def ignores_padding(self) -> bool:
+        """Whether windows have fewer taps at the border of the image."""
+        return self.ignore and self.is_padded
+
     def numbers(self) -> list[int]:
         """The geometry as a flat list, for an operator's signature."""
         flat = [*self.kernel_size, *self.stride, *(side for pair in self.padding for side in pair), *self.dilation]

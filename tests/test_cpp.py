@@ -8,11 +8,13 @@ import logging
 import math
 import multiprocessing
 import os
+import pkgutil
 import platform
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,12 @@ import symconv as sc
 from symconv.backends import backends, cpp, cpp_schedule
 from symconv.backends.cpp import generate
 from symconv.backends.cpp_schedule import CppPlan, plan_of, tiles_of
-from symconv.backends.native_schedule import Facts, Tiles, facts_of
+from symconv.backends.native_facts import Facts, facts_of
+from symconv.backends.native_schedule import Tiles
 from symconv.build.toolchain import find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
 from symconv.functions import BY_CLASS
+from symconv.geometry import Geometry
 from symconv.lower import lower
 from symconv.operations import HEAVY
 from symconv.render import static_header, template_directory
@@ -216,6 +220,52 @@ def test_after_a_fork() -> None:
         child.start()
     assert queue.get(timeout=60) == 9.0
     child.join(10)
+
+
+def _sum_of_nines() -> float:
+    kernel = backends()["cpp"].compile(sc.Kernel("23.5*sum(w*x)"))
+    ones, layer = torch.ones(1, 1, 3, 3), Geometry((3, 3), 1, (1, 1), ((0, 0),) * 2, (1, 1), 1)
+    return kernel.forward((ones, ones), (), layer)[0].item()
+
+
+def _sum_in_a_child(queue: Any) -> None:
+    queue.put(_sum_of_nines())
+
+
+@pytest.mark.parametrize(
+    "place", ["backends.cpp.CppKernel._built", "backends.cpp.CppBackend.loaded", "build.toolchain._found"]
+)
+def test_a_child_does_not_wait_for_what_a_thread_of_its_parent_makes(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _sum_of_nines()  # so that there is little left to be made
+    backends()["cpp"]._compiled.clear()
+    owner, name = f"symconv.{place}".rsplit(".", 1)
+    made, parent = getattr(pkgutil.resolve_name(owner), name), os.getpid()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> Any:
+        if os.getpid() == parent:
+            begun.set()
+            assert go_on.wait(60)
+        return made(*args)
+
+    monkeypatch.setattr(f"symconv.{place}", slow)
+    thread = threading.Thread(target=_sum_of_nines)
+    thread.start()
+    assert begun.wait(60)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_sum_in_a_child, args=(queue,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child.start()
+    try:
+        assert queue.get(timeout=30) == 9 * 23.5
+    finally:
+        child.kill()
+        go_on.set()
+        thread.join()
 
 
 def test_a_kernel_that_cannot_be_built_runs_on_torch(monkeypatch: pytest.MonkeyPatch) -> None:

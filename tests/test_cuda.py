@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import json
 import os
 import re
 import shutil
@@ -24,10 +23,11 @@ from symconv.backends import backends
 from symconv.backends.cuda import CudaBackend, cut_of, fitted, generate, precompiled, unspilled
 from symconv.backends.cuda_flat_schedule import STAGE, flat_cut
 from symconv.backends.cuda_schedule import CudaPlan, Cut, block_cut, blocks_at_a_time
-from symconv.backends.native_schedule import TENSOR, Facts
+from symconv.backends.native_facts import Facts
+from symconv.backends.native_schedule import TENSOR
 from symconv.build import driver, emulation
 from symconv.build.nvrtc import architectures, cubin
-from symconv.errors import BackendError, CompilationError, InternalError
+from symconv.errors import BackendError, CompilationError, InternalError, SymconvWarning
 from symconv.geometry import Geometry
 from symconv.render import static_headers
 
@@ -132,7 +132,14 @@ def test_what_nvrtc_refuses_is_an_error_with_its_log() -> None:
 
 
 def facts(text: str) -> Facts:
-    return Facts(**json.loads(generate(sc.Kernel(text))["facts.json"]))
+    return Facts.from_json(generate(sc.Kernel(text))["facts.json"])
+
+
+@pytest.mark.parametrize(("text", "flat"), [("sum(w*x)", True), ("sum(max(x + w, dim=t), dim=c)", False)])
+def test_facts_are_kept_as_text(text: str, flat: bool) -> None:
+    found = facts(text)
+    assert Facts.from_json(found.to_json()) == found
+    assert [found.flat_forward is not None, found.flat_backward is not None] == [flat, flat]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 5, 5), (4, 64, 56, 56), (2, 256, 14, 14), (1, 3, 224, 224), (0, 3, 8, 8)])
@@ -188,7 +195,7 @@ def test_launches_are_those_of_the_gradients_that_are_wanted() -> None:
     def named(flat: bool, *roles: str | None) -> list[str]:
         cut = (flat_cut if flat else block_cut)(facts("sum(w*x) + b"), "backward", [x], geometry((3, 3), 4), 2)
         assert cut is not None
-        plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, cut, None, x.device)
+        plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, "backward", cut, None, x.device)
         return [each.launch.function.removeprefix("symconv_backward_") for each in plan.launches(roles)]
 
     colours = named(False, "input").count("images")
@@ -205,7 +212,7 @@ def test_launches_are_those_of_the_gradients_that_are_wanted() -> None:
 def test_a_launch_sees_no_gradients_that_are_the_work_of_others() -> None:
     x = torch.empty(1, 2, 40, 40)
     cut = block_cut(facts("sum(w*x)"), "backward", [x], geometry((3, 3), 4), 2)
-    plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, cut, None, x.device)
+    plan = CudaPlan(32, 1, (1, 4, 38, 38), 1, "backward", cut, None, x.device)
     tensors = (ctypes.c_int64 * (5 * TENSOR))(*range(1, 5 * TENSOR + 1))
     sent = {}
     for each in plan.launches([None, None, None, "input", "weight"]):
@@ -383,6 +390,35 @@ def test_an_image_of_too_many_windows_is_refused(text: str, direction: str) -> N
     x = torch.empty(1, 1, 5_000_000_000, device="meta")
     with pytest.raises(BackendError, match="windows of one image are 4999999999"):
         cut_of(facts(text), direction, [x], geometry((2,), 1), 132)
+
+
+def test_a_refused_shape_leaves_the_others_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed by torch and said once; other shapes of the kernel, also new ones, are still computed here."""
+    monkeypatch.setattr("symconv.backends.cuda.MOST_WINDOWS", 100)
+    kernel = backends()["cuda-emu"].compile(sc.Kernel("3.25*sum(w*x)"))
+    w, layer = torch.ones(1, 1, 3, 3), geometry((3, 3), 1)
+    called, call = [], type(kernel).call
+    monkeypatch.setattr(type(kernel), "call", lambda *args: called.append(1) or call(*args))
+
+    def computed(size: int) -> bool:
+        """Whether a forward and a backward pass are computed here, for an image of ones."""
+        x = torch.ones(1, 1, size, size)
+        called.clear()
+        output, kept = kernel.forward((x, w), (), layer)
+        assert torch.equal(output, torch.full((1, 1, size - 2, size - 2), 9 * 3.25))
+        assert torch.equal(kernel.repeated((x, w), (), layer)((x, w)), output)
+        grad, _ = kernel.backward(torch.ones_like(output), kept, (x, w), (), layer, {"x"})
+        assert grad.sum() == output.sum()
+        assert len(called) in (0, 3)
+        return bool(called)
+
+    assert computed(6)
+    with pytest.warns(SymconvWarning, match="The torch backend computes") as said:
+        assert not computed(16)
+    assert len(said) == 2, "for the forward and for the backward pass"
+    assert not computed(16), "and nothing is said again"
+    assert computed(7)
+    assert computed(6)
 
 
 def broken(old: str, new: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -758,7 +758,7 @@ numbers(Path(sys.argv[1]), 1)
 held, enough = threading.Event(), threading.Event()
 
 def hold():
-    with toolchain._lock:
+    with toolchain._lock.held():
         held.set()
         enough.wait()
 

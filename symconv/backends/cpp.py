@@ -23,14 +23,15 @@ import torch
 
 from ..build.cache import Cache
 from ..build.key import content_key
-from ..build.toolchain import SCHEDULING, Toolchain, find_toolchain, load
+from ..build.toolchain import NO_SCHEDULING, SCHEDULING, Toolchain, find_toolchain, load
 from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import template_directory, templates
 from .cpp_schedule import CppPlan, plan_of, tiles_of
-from .native import FACTS, STORAGE, NativeBackend, NativeKernel
-from .native_schedule import Facts, facts_of, ranked
+from .native import FACTS, NativeBackend, NativeKernel, defines_of
+from .native_facts import Facts, facts_of
+from .native_schedule import ranked
 
 log = logging.getLogger("symconv")
 
@@ -60,7 +61,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
     schedule = lower(kernel.formula, lift=True)
     return {
         SOURCE: cpp_source(kernel, schedule),
-        FACTS: json.dumps(facts_of(kernel, schedule)._asdict()),
+        FACTS: facts_of(kernel, schedule).to_json(),
     }
 
 
@@ -70,7 +71,7 @@ class CppKernel(NativeKernel[CppPlan]):
     def __init__(self, text: str, title: str, source: str, facts: Facts, fast_math: bool) -> None:
         super().__init__(text, title, source, facts, fast_math)
         self._libraries: dict[tuple[str, torch.dtype, bool, int], Any] = {}
-        if facts.forgetful:
+        if facts.inference_state is not None:
             self.inference = "inference"
 
     def surroundings(self, device: torch.device) -> int:
@@ -81,8 +82,7 @@ class CppKernel(NativeKernel[CppPlan]):
         vector_bytes, x = find_toolchain().vector_bytes, tensors[0]
         facts, threads = self._facts(direction), self.surroundings(x.device)
         tiles = tiles_of(facts, vector_bytes)
-        ignore = geometry.ignore and any(map(any, geometry.padding))
-        function = self._library(direction, x.dtype, ignore, ranked(self.facts, x, geometry))
+        function = self._library(direction, x.dtype, geometry.ignores_padding, ranked(self.facts, x, geometry))
         return plan_of(facts, direction, tiles, vector_bytes, tensors, geometry, threads, function)
 
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
@@ -95,31 +95,28 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def _facts(self, direction: str) -> Facts:
         """What tiles and strips of a pass follow from."""
-        return self.facts.keeping_nothing() if direction == "inference" else self.facts
+        return self.facts.for_inference() if direction == "inference" else self.facts
 
     def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         """The compiled function for a pass, a dtype, a kind of padding and a count of values to be put in order."""
         key = direction, dtype, ignore, count
-        with self._lock:
+        with self._lock.held():
             if key not in self._libraries:
                 self._libraries[key] = self._built(find_toolchain(), *key)
             return self._libraries[key]
 
     def _built(self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         facts = self._facts(direction)
-        tiles, heavy = tiles_of(facts, toolchain.vector_bytes), facts.heavy[direction == "backward"]
+        tiles, heavy = tiles_of(facts, toolchain.vector_bytes), facts.of(direction).heavy
         forgets, direction = direction == "inference", direction.replace("inference", "forward")
         options = [
-            *[f"-DRANKED={count}"] * (count > 0),
+            *defines_of(direction, dtype, ignore, count),
             *["-DSYMCONV_FORGETS"] * forgets,
-            f"-DSYMCONV_{direction.upper()}",
             f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
-            *STORAGE[dtype],
-            *["-DSYMCONV_IGNORE"] * ignore,
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
             *tiles.options(),
             # Additions and products are in the best order as they are written.
-            *[SCHEDULING.replace("-f", "-fno-")] * (SCHEDULING in toolchain.flags and not heavy),
+            *[NO_SCHEDULING] * (SCHEDULING in toolchain.flags and not heavy),
             *shlex.split(os.environ.get("SYMCONV_CXXFLAGS", "")),
         ]
         include = template_directory() / "include"

@@ -17,28 +17,29 @@ from typing import Any
 import torch
 
 from ..geometry import Geometry
-from .native_schedule import Facts, Line, Plan, Tiles, channels_of, line_of, power_below
+from .native_facts import Facts, PassFacts
+from .native_schedule import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
 
 def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
     """The tiles of a kernel: as large as the registers hold, smaller where functions need registers of their own."""
     registers = 32 if vector_bytes == 64 else 16
     room = registers // 2
-    if facts.heavy[0]:
+    if facts.forward.heavy:
         room //= 2
-    state = max(facts.state[0], 1)
+    state = max(facts.state, 1)
     vectors = 2 if room // state >= 2 else 1
     filters = power_below(room // (state * vectors)) if facts.per_filter and not facts.ranked else 1
-    back = room if not facts.heavy[1] else registers // (4 if facts.heavy[1] == 1 else 8)
-    images, banks = (max(count, 1) for count in facts.sinks)
-    bank = power_below(max(back // banks, 1))
+    heavy = facts.backward.heavy
+    back = room if not heavy else registers // (4 if heavy == 1 else 8)
+    bank = power_below(max(back // max(facts.weight_sums, 1), 1))
     bank_filters = power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1
     return Tiles(
         filters,
         vectors,
         max(vectors, min(4, power_below(room // state))),
         2,
-        power_below(max(back // (4 * images), 1)),
+        power_below(max(back // (4 * max(facts.image_sums, 1)), 1)),
         bank_filters,
         min(bank // bank_filters, 4),
     )
@@ -121,7 +122,7 @@ def plan_of(
     function: Any,
 ) -> CppPlan:
     """The plan for tensors of these shapes."""
-    real = 8 if tensors[0].dtype == torch.float64 else 4
+    real = real_bytes(tensors[0].dtype)
     layer = _Layer(facts, direction == "backward", tiles, vector_bytes // real, real, tensors, geometry, threads)
     strip = layer.strip()
     filter_step = layer.filter_step(strip)
@@ -134,7 +135,7 @@ def plan_of(
     return CppPlan(
         strip,
         filter_step,
-        (tensors[0].shape[0], geometry.out_channels, *geometry.output_size(tensors[0].shape[2:])),
+        geometry.output_shape(tensors[0].shape),
         geometry.groups,
         team,
         by_filters,
@@ -162,6 +163,11 @@ class _Layer:
     tensors: Sequence[torch.Tensor]
     geometry: Geometry
     threads: int
+
+    @property
+    def work(self) -> PassFacts:
+        """What the pass has to do."""
+        return self.facts.backward if self.backward else self.facts.forward
 
     @functools.cached_property
     def line(self) -> Line:
@@ -198,14 +204,14 @@ class _Layer:
     @property
     def per_place(self) -> int:
         """The bytes of a place in the planes of all channels, and in those of their gradients."""
-        pixels = sum(self.channels[index] for index in self.facts.pixels[self.backward])
+        pixels = sum(self.channels[index] for index in self.work.pixels)
         return self.real * self.line.planes * (sum(self.channels) * (2 if self.backward else 1) + pixels)
 
     @property
     def per_filter(self) -> int:
         """The bytes of a window for each filter."""
-        whole, per_channel, per_tap = self.facts.values[self.backward]
-        return self.real * (whole + per_channel * max(self.channels) + per_tap * self.taps)
+        work = self.work
+        return self.real * (work.per_window + work.per_channel * max(self.channels) + work.per_tap * self.taps)
 
     def strip(self) -> int:
         """Windows of a strip: what fits the cache, and enough strips for all threads."""
@@ -254,7 +260,7 @@ class _Layer:
         Then no thread has totals of its own, which take memory and are added up afterwards; but each sees all images.
         Not for kernels whose backward pass begins with sweeps of its own, which would be made twice.
         """
-        if not self.backward or self.facts.again:
+        if not self.backward or self.facts.repeats:
             return False
         operands = zip(self.tensors, self.facts.axes, self.facts.roles)
         weights = sum(each.numel() for each, axes, role in operands if "o" in axes and role != "input")
@@ -268,7 +274,7 @@ class _Layer:
 
         No others where functions take so long at each tap that adding lanes is little, and the memory of strips much.
         """
-        if not self.by_filters() or self.by_positions() or self.facts.heavy[1]:
+        if not self.by_filters() or self.by_positions() or self.facts.backward.heavy:
             return 0
         strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
         return max(min(MANY_WINDOWS // strip, strips), 1) - 1

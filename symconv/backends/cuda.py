@@ -6,8 +6,8 @@ architecture, each when it is first called for.  "cuda-emu" runs the very same t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +27,15 @@ from ..kernel import Kernel
 from ..render import static_headers
 from .cuda_flat_schedule import flat_cut
 from .cuda_schedule import CudaPlan, Cut, Packed, block_cut
-from .native import FACTS, STORAGE, NativeBackend, NativeKernel
-from .native_schedule import Facts, facts_of, line_of, ranked
+from .native import FACTS, NativeBackend, NativeKernel, ShapeError, defines_of
+from .native_facts import Facts, facts_of
+from .native_schedule import line_of, ranked
 
 log = logging.getLogger("symconv")
 
 T = TypeVar("T")
 
 SOURCE = "kernel.cu"
-TAPS_AT_A_TIME = "-DTAPS_AT_A_TIME"
 #: So many halvings leave one result of any tile.
 HALVINGS = 6
 #: Places in a line of windows are whole numbers of 32 bits.
@@ -73,8 +73,9 @@ def generate(kernel: Kernel) -> dict[str, str]:
     from .cuda_source import cuda_source
 
     schedule = lower(kernel.formula, lift=True)
-    source, flat = cuda_source(kernel, schedule)
-    return {SOURCE: source, FACTS: json.dumps(facts_of(kernel, schedule)._replace(flat=flat)._asdict())}
+    source, flat_forward, flat_backward = cuda_source(kernel, schedule)
+    facts = dataclasses.replace(facts_of(kernel, schedule), flat_forward=flat_forward, flat_backward=flat_backward)
+    return {SOURCE: source, FACTS: facts.to_json()}
 
 
 def cut_of(
@@ -89,23 +90,15 @@ def cut_of(
     """How a pass is cut for some shapes, with all options of the compiler; `smaller` as `fitted` gives it.
 
     Raises:
-        BackendError: if an image is too large.
+        ShapeError: if an image is too large.
     """
     x = tensors[0]
     if (length := line_of(x, geometry).length) >= MOST_WINDOWS:
-        raise BackendError(f"the windows of one image are {length}; CUDA kernels count fewer than 2**31")
+        raise ShapeError(f"the windows of one image are {length}; CUDA kernels count fewer than 2**31")
     cut = flat_cut(facts, direction, tensors, geometry, processors, smaller)
     cut = cut or block_cut(facts, direction, tensors, geometry, processors)
-    count = ranked(facts, x, geometry)
-    options = (
-        f"-DSYMCONV_{direction.upper()}",
-        *STORAGE[x.dtype],
-        *["-DSYMCONV_FAST_MATH"] * fast_math,
-        *["-DSYMCONV_IGNORE"] * (geometry.ignore and any(map(any, geometry.padding))),
-        *[f"-DRANKED={count}"] * (count > 0),
-        *cut.options,
-    )
-    return cut._replace(options=options)
+    defines = defines_of(direction, x.dtype, geometry.ignores_padding, ranked(facts, x, geometry))
+    return cut._replace(defines=(*defines, *["-DSYMCONV_FAST_MATH"] * fast_math, *cut.defines))
 
 
 def precompiled(
@@ -147,18 +140,14 @@ def precompiled(
     return found
 
 
-def machine_code(
-    source: str, options: Sequence[str], architecture: str, title: str
-) -> tuple[bytes, dict[str, Resources]]:
+def machine_code(source: str, cut: Cut, architecture: str, title: str) -> tuple[bytes, dict[str, Resources]]:
     """Machine code and what its functions take.  Where registers are spilled, fewer rounds of a loop are under way."""
-    taps = next(int(option.partition("=")[2]) for option in options if option.startswith(TAPS_AT_A_TIME))
-    others = [option for option in options if not option.startswith(TAPS_AT_A_TIME)]
     while True:
-        code, log = cubin(source, static_headers(), [*others, f"{TAPS_AT_A_TIME}={taps}"], architecture, title)
+        code, log = cubin(source, static_headers(), cut.options, architecture, title)
         found = resources_of(log)
-        if taps == 1 or not spilling(found):
+        if cut.taps_at_a_time <= 1 or not spilling(found):
             return code, found
-        taps //= 2
+        cut = cut._replace(taps_at_a_time=cut.taps_at_a_time // 2)
 
 
 def spilling(resources: Mapping[str, Resources]) -> list[str]:
@@ -194,7 +183,7 @@ def unspilled(
     """The cut that `fitted` finds for an architecture, its machine code and what the functions take."""
 
     def made(cut: Cut) -> tuple[tuple[bytes, dict[str, Resources]], list[str]]:
-        found = machine_code(source, cut.options, architecture, title)
+        found = machine_code(source, cut, architecture, title)
         return found, spilling(found[1])
 
     cut, (code, resources) = fitted(cuts, made)
@@ -216,10 +205,10 @@ class CudaKernel(NativeKernel[CudaPlan]):
         """The multiprocessors that share the work."""
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
-    def built(self, device: torch.device, options: Sequence[str], description: str) -> Module:
+    def built(self, device: torch.device, cut: Cut, description: str) -> Module:
         """The module for a device."""
         major, minor = torch.cuda.get_device_capability(device)
-        code, resources = machine_code(self.source, options, f"sm_{major}{minor}", description)
+        code, resources = machine_code(self.source, cut, f"sm_{major}{minor}", description)
         return LoadedModule(code, self.title, spilling(resources))
 
     def on(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -238,20 +227,20 @@ class CudaKernel(NativeKernel[CudaPlan]):
         cuts = functools.partial(cut_of, self.facts, direction, tensors, geometry, processors, self.fast_math)
 
         def made(cut: Cut) -> tuple[Module, Sequence[str]]:
-            module = self._module(direction, x.device, x.dtype, cut.options)
+            module = self._module(direction, x.device, x.dtype, cut)
             return module, module.spilled
 
         cut, module = fitted(cuts, made)
         told = cut.launches[0].geometry
-        output = (x.shape[0], geometry.out_channels, *geometry.output_size(x.shape[2:]))
-        return CudaPlan(told.strip, told.filter_step, output, geometry.groups, cut, module, x.device)
+        output = geometry.output_shape(x.shape)
+        return CudaPlan(told.strip, told.filter_step, output, geometry.groups, direction, cut, module, x.device)
 
-    def _module(self, direction: str, device: torch.device, dtype: torch.dtype, options: tuple[str, ...]) -> Module:
-        key = device, options
-        with self._lock:
+    def _module(self, direction: str, device: torch.device, dtype: torch.dtype, cut: Cut) -> Module:
+        key = device, cut.options
+        with self._lock.held():
             if key not in self._modules:
                 description = f"{self.title} (cuda, {direction}, {str(dtype).removeprefix('torch.')})"
-                self._modules[key] = self.built(device, options, description)
+                self._modules[key] = self.built(device, cut, description)
             return self._modules[key]
 
     def call(self, plan: CudaPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
@@ -267,8 +256,8 @@ class CudaKernel(NativeKernel[CudaPlan]):
         with self.on(plan.device):
             if not plan.scratch:  # once per shape: how much memory it takes is known to the generated code
                 sizes = torch.zeros(2, dtype=torch.int64, device=plan.device)
-                measure = f"symconv_{'backward' if len(tensors) == len(self.lying) else 'forward'}_measure"
-                launch(plan.packed(plan.cut.launches[0]._replace(function=measure, blocks=1)), sizes)
+                measure = plan.cut.launches[0]._replace(function=f"symconv_{plan.direction}_measure", blocks=1)
+                launch(plan.packed(measure), sizes)
                 plan.scratch[:] = sizes.tolist()
             common, own = plan.scratch
             scratch = self.empty(x, (common + own * plan.cut.blocks,), torch.uint8)
@@ -283,9 +272,9 @@ class EmulatedKernel(CudaKernel):
     def processors(self, device: torch.device) -> int:
         return 2
 
-    def built(self, device: torch.device, options: Sequence[str], description: str) -> Module:
+    def built(self, device: torch.device, cut: Cut, description: str) -> Module:
         order = int(os.environ.get("SYMCONV_EMULATION_ORDER", "0"))
-        return emulated(self.source, static_headers(), options, description, order)
+        return emulated(self.source, static_headers(), cut.options, description, order)
 
     def on(self, device: torch.device) -> AbstractContextManager[Any]:
         return nullcontext()

@@ -17,6 +17,7 @@ from ..lift import Lifted
 from ..lower import GRAD, Sweep
 from .cuda_reader import ALL, NotFlatError, Reader, here, is_number, of_pixel, unused
 from .lifting import LiftingPass
+from .native_facts import FlatBackward, FlatForward
 
 
 def flat_forward(given: LiftingPass) -> dict[str, Any] | None:
@@ -260,23 +261,20 @@ def per_tap(sweep: dict[str, Any]) -> int:
     return sum(bank["per_tap"] for bank in sweep["banks"])
 
 
-def facts_of_flat(forward: dict[str, Any] | None, backward: dict[str, Any] | None) -> list[list[int]]:
-    """What a plan needs to know, for each pass that is flat.
+def forward_facts(told: dict[str, Any]) -> FlatForward:
+    """What a plan needs to know of a flat forward pass, from what its template is told."""
+    return FlatForward(tables=len(told["images"]), weights=per_tap(told), sets=told["sets"])
 
-    Of the forward pass the tables of places of x, the weights of a tap and the sets of planes.  Of the backward pass
-    the sets, the values of a window, the gradients of x and those of weights that one tap gives, the weights that the
-    former and the latter read, and whether it counts taps.
-    """
-    found: list[list[int]] = [[], []]
-    if forward is not None:
-        found[0] = [len(forward["images"]), per_tap(forward), forward["sets"]]
-    if backward is not None:
-        sets = max((each["sets"] for each in backward["banks"]), default=0)
-        sinks = max((len(each["sinks"]) for each in backward["banks"]), default=0)
-        pixels = backward["pixels"]
-        of_pixels = [len(pixels["sinks"]), per_tap(pixels)] if pixels else [0, 0]
-        every = [*backward["banks"], *backward["befores"], *filter(None, [pixels])]
-        counts = int(any(each["counts"] for each in every))
-        banks = max(map(per_tap, backward["banks"]), default=0)
-        found[1] = [sets, len(backward["slots"]), *of_pixels, sinks, banks, counts]
-    return found
+
+def backward_facts(told: dict[str, Any]) -> FlatBackward:
+    """What a plan needs to know of a flat backward pass, from what its template is told."""
+    banks, pixels = told["banks"], told["pixels"]
+    return FlatBackward(
+        sets=max((each["sets"] for each in banks), default=0),
+        values=len(told["slots"]),
+        pixel_sums=len(pixels["sinks"]) if pixels else 0,
+        pixel_weights=per_tap(pixels) if pixels else 0,
+        weight_sums=max((len(each["sinks"]) for each in banks), default=0),
+        weight_weights=max(map(per_tap, banks), default=0),
+        counts=any(each["counts"] for each in (*banks, *told["befores"], *filter(None, [pixels]))),
+    )

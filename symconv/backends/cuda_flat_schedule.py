@@ -15,7 +15,8 @@ import torch
 
 from ..geometry import Geometry
 from .cuda_schedule import WARP, Cut, Launch
-from .native_schedule import Facts, Line, NativeGeometry, line_of, power_below
+from .native_facts import Facts, FlatBackward, FlatForward
+from .native_schedule import Line, NativeGeometry, line_of, power_below, real_bytes
 
 #: Threads of a block, and how many blocks run at a time on a multiprocessor.  Gradients of weights want more registers
 #: for each thread.
@@ -59,7 +60,7 @@ class Banks(NamedTuple):
 
     Args:
         cost: about how many instructions each window takes.
-        options: of the compiler: the filters and taps of a thread, and how many threads of a warp have tiles of their
+        tiles: for the compiler: the filters and taps of a thread, and how many threads of a warp have tiles of their
             own below and beside one another; the others share the windows.
         launch: the launch.
         shares: blocks that share the windows.
@@ -67,7 +68,7 @@ class Banks(NamedTuple):
     """
 
     cost: float
-    options: dict[str, int]
+    tiles: dict[str, int]
     launch: Launch
     shares: int
     sums: int
@@ -80,9 +81,8 @@ def power_above(n: int) -> int:
 
 def room_of(facts: Facts, direction: str, held: int, real: int) -> int:
     """How many results a thread holds: `MOST` where the mathematics leaves it the registers."""
-    backward = direction == "backward"
-    cost, heavy = facts.cost[backward], facts.heavy[backward]
-    room = 8 if heavy > 2 or cost > 24 else 16 if heavy or cost > 6 else MOST
+    work = facts.of(direction)
+    room = 8 if work.heavy > 2 or work.cost > 24 else 16 if work.heavy or work.cost > 6 else MOST
     return max(power_below(room * 4 // real // power_above(held)), 1)
 
 
@@ -127,14 +127,12 @@ def flat_cut(
 
     `smaller` says how many times the tiles of a function are halved, because it would spill registers.
     """
-    backward = direction == "backward"
-    if not facts.flat[backward]:
+    flat = facts.flat_backward if direction == "backward" else facts.flat_forward
+    if flat is None:
         return None
     x, line = tensors[0], line_of(tensors[0], geometry)
-    real = 8 if x.dtype == torch.float64 else 4
-    ignore = geometry.ignore and any(map(any, geometry.padding))
-    here = _Shape(facts, line, x.shape[0], geometry, real, ignore, processors, smaller)
-    return here.backward() if backward else here.forward()
+    here = _Shape(facts, line, x.shape[0], geometry, real_bytes(x.dtype), processors, smaller)
+    return here.backward(flat) if isinstance(flat, FlatBackward) else here.forward(flat)
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,6 @@ class _Shape:
     batch: int
     geometry: Geometry
     real: int
-    ignore: bool
     processors: int
     smaller: Mapping[str, int]
 
@@ -198,24 +195,21 @@ class _Shape:
         smallest = any(1 << times > MOST for times in self.smaller.values())
         return 1 if self.real == 8 or smallest else BLOCKS
 
-    def taps_at_a_time(self, direction: str) -> int:
+    def taps_at_a_time(self, flat: FlatForward | FlatBackward) -> int:
         """Rounds of an innermost loop that are under way at a time, so that none waits for what it reads."""
-        backward = direction == "backward"
-        cost, heavy = self.facts.cost[backward], self.facts.heavy[backward]
-        if heavy:
+        work = self.facts.backward if isinstance(flat, FlatBackward) else self.facts.forward
+        if work.heavy:
             return 1
-        if backward:
-            return 4 if cost <= 4 else 2 if cost <= 6 else 1
-        _, banks, _ = self.facts.flat[0]
-        return 6 // (banks + self.facts.state[0] - 1 or 1) if cost <= 2 else 2
+        if isinstance(flat, FlatBackward):
+            return 4 if work.cost <= 4 else 2 if work.cost <= 6 else 1
+        return 6 // (flat.weights + self.facts.state - 1 or 1) if work.cost <= 2 else 2
 
-    def options(self, direction: str, **tiles: int) -> tuple[str, ...]:
+    def defines(self, **tiles: int) -> tuple[str, ...]:
         named = {
             "THREADS": THREADS,
             "WEIGHT_THREADS": WEIGHT_THREADS,
             "WEIGHT_BLOCKS": WEIGHT_BLOCKS,
             "BLOCKS_AT_A_TIME": self.blocks_at_a_time,
-            "TAPS_AT_A_TIME": self.taps_at_a_time(direction),
             **tiles,
         }
         return ("-DFLAT", *[f"-D{name}={value}" for name, value in named.items()])
@@ -224,78 +218,79 @@ class _Shape:
         room = self.processors * self.blocks_at_a_time
         return Launch(function, max(min(units, room), 1), THREADS, told)
 
-    def forward(self, vectors: int = 8) -> Cut | None:
+    def forward(self, flat: FlatForward, vectors: int = 8) -> Cut | None:
         """The cut with up to so many vectors in a tile, fewer where shared memory has no room for their planes."""
-        tables, _, sets = self.facts.flat[0]
-        room = self.room("forward", "forward", self.facts.state[0])
+        room = self.room("forward", "forward", self.facts.state)
         tile = tiled(room, 8, self.filters)
         tile = tile._replace(second=min(tile.second, vectors))
         lines = self.images * self.line.lines
-        each = self.channels * self.taps * max(self.facts.cost[0], 1)
+        each = self.channels * self.taps * max(self.facts.forward.cost, 1)
         tile = narrowed(tile, self.line.length, lines, self.filters, self.processors, each)
         strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
-        beside = self.planes(strip) if self.ignore else 0
-        stage, near = self.staged(beside, sets * self.planes(strip), (tables + self.ignore) * self.taps, self.channels)
+        beside = self.planes(strip) if self.geometry.ignores_padding else 0
+        tables = (flat.tables + self.geometry.ignores_padding) * self.taps
+        stage, near = self.staged(beside, flat.sets * self.planes(strip), tables, self.channels)
         if stage < 1:
-            return self.forward(tile.second // 2) if tile.second > 1 else None
+            return self.forward(flat, tile.second // 2) if tile.second > 1 else None
         units = lines * -(-self.line.length // strip) * -(-self.filters // step)
         told = self.line.told(strip, step)
         launch = self.launched("symconv_forward", units, told)._replace(near=near, stage=stage)
         prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, near=0)
-        options = self.options("forward", FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
-        return Cut(options, (prepare, launch))
+        defines = self.defines(FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
+        return Cut(defines, (prepare, launch), self.taps_at_a_time(flat))
 
-    def backward(self) -> Cut | None:
-        sets, slots, pixels, turned, sinks, banks, counts = self.facts.flat[1]
-        if counts and self.ignore:
+    def backward(self, flat: FlatBackward) -> Cut | None:
+        if flat.counts and self.geometry.ignores_padding:
             return None
-        if pixels and self.geometry.kernel_size[:-2] not in ((), (1,)):
+        if flat.pixel_sums and self.geometry.kernel_size[:-2] not in ((), (1,)):
             return None
-        options: dict[str, int] = {}
+        tiles: dict[str, int] = {}
         launches: list[Launch] = []
-        if pixels:
-            room = self.room("backward_pixels", "backward", 2 * pixels)
-            found = self._pixels(tiled(room, power_below(max(8 // max(turned, 2), 1)), self.channels), slots)
+        if flat.pixel_sums:
+            room = self.room("backward_pixels", "backward", 2 * flat.pixel_sums)
+            most = power_below(max(8 // max(flat.pixel_weights, 2), 1))
+            found = self._pixels(tiled(room, most, self.channels), flat.values)
             if found is None:
                 return None
             tile, launch = found
-            options |= {"PIXEL_CHANNELS": tile.first, "PIXEL_VECTORS": tile.second}
+            tiles |= {"PIXEL_CHANNELS": tile.first, "PIXEL_VECTORS": tile.second}
             launches.append(launch)
         # The sums of a tile, and the weights that they depend on, are 48 numbers at most.
         room = self.room("backward_weights", "backward", 1)
-        room = max(min(room, 3 * room // (2 * max(sinks + banks, 1))), 1)
-        weights = self._weights(room, sets, slots)
+        room = max(min(room, 3 * room // (2 * max(flat.weight_sums + flat.weight_weights, 1))), 1)
+        weights = self._weights(room, flat)
         if weights is None:
             return None
-        options |= weights.options
+        tiles |= weights.tiles
         launch = weights.launch
         beside = launch._replace(blocks=2 * self.processors, near=0)
         prepare = beside._replace(function="symconv_backward_prepare", gradients=None)
         gather = beside._replace(function="symconv_backward_gather")
         launches = [prepare, *launches, launch, gather]
-        return Cut(self.options("backward", **options), tuple(launches), weights.shares, weights.sums)
+        taps = self.taps_at_a_time(flat)
+        return Cut(self.defines(**tiles), tuple(launches), taps, weights.shares, weights.sums)
 
-    def _pixels(self, tile: Tile, slots: int) -> tuple[Tile, Launch] | None:
+    def _pixels(self, tile: Tile, values: int) -> tuple[Tile, Launch] | None:
         lines = self.images * self.line.lines * self.line.planes
         length = self.line.length + self.line.halo
-        each = self.filters * self.taps * max(self.facts.cost[1], 1)
+        each = self.filters * self.taps * max(self.facts.backward.cost, 1)
         tile = narrowed(tile, length, lines, self.channels, self.processors, each)
         strip = tile.columns * tile.second * WARP
         wide = strip + self.line.halo
-        stage, near = self.staged(2 * self.taps, slots * wide, 0, self.filters, wide)
+        stage, near = self.staged(2 * self.taps, values * wide, 0, self.filters, wide)
         if stage < 1:
-            return self._pixels(tile._replace(second=tile.second // 2), slots) if tile.second > 1 else None
+            return self._pixels(tile._replace(second=tile.second // 2), values) if tile.second > 1 else None
         units = lines * -(-length // strip) * -(-self.channels // (tile.first * tile.rows))
         launch = self.launched("symconv_backward_pixels", units, self.line.told(strip, 1))
         return tile, launch._replace(near=near, stage=stage, gradients=("input",))
 
-    def _weights(self, room: int, sets: int, slots: int) -> Banks | None:
+    def _weights(self, room: int, flat: FlatBackward) -> Banks | None:
         """The tiles with which the gradients of weights are soonest done: the same ones for every size of a batch."""
         lanes = [(down, across) for down in (1, 2, 4, 8) for across in (1, 2, 4, 8) if down * across <= WARP // 2]
-        found = [self._banks(room, sets, slots, *each) for each in lanes]
+        found = [self._banks(room, flat, *each) for each in lanes]
         return min((each for each in found if each is not None), key=lambda each: each.cost, default=None)
 
-    def _banks(self, room: int, sets: int, slots: int, down: int, across: int) -> Banks | None:
+    def _banks(self, room: int, flat: FlatBackward, down: int, across: int) -> Banks | None:
         """Tiles for warps of `down` times `across` threads that have tiles of their own; None without room for them."""
         count = self.channels * self.taps
         first = min(4, power_above(self.filters), room)
@@ -305,11 +300,11 @@ class _Shape:
         second = min(8, room // first, -(-count // across))
         columns = min(WEIGHT_WARPS // rows, power_above(-(-count // (second * across))))
         step, wide = first * down * rows, second * across * columns
-        most = sets * min(max((wide - 2) // self.taps + 2, 1), self.channels)
+        most = flat.sets * min(max((wide - 2) // self.taps + 2, 1), self.channels)
 
         def staged(strip: int) -> int:
-            planes = (most + self.ignore) * self.planes(strip)
-            return planes + (slots * step + 1) * (strip + WARP // down)
+            planes = (most + self.geometry.ignores_padding) * self.planes(strip)
+            return planes + (flat.values * step + 1) * (strip + WARP // down)
 
         def near(strip: int) -> int:
             return WINDOWS + 2 * staged(strip) * self.real
@@ -331,7 +326,7 @@ class _Shape:
         shares = min(range(1, most_shares + 1), key=lambda n: (rounds(n), n))
         slices = WEIGHT_WARPS // (rows * columns)
         turns = -(-strip * down * across // (WARP * slices))
-        arithmetic = turns * (first * second * max(self.facts.cost[1], 1) + first + second + AROUND)
+        arithmetic = turns * (first * second * max(self.facts.backward.cost, 1) + first + second + AROUND)
         cost = units / strip * (arithmetic + staged(strip) / WEIGHT_THREADS * STAGING + MEETING)
         launch = Launch(
             "symconv_backward_weights",
@@ -342,5 +337,5 @@ class _Shape:
             columns=columns,
             gradients=("weight", "bias", "param"),
         )
-        options = {"BANK_FILTERS": first, "BANK_TAPS": second, "LANE_FILTERS": down, "LANE_TAPS": across}
-        return Banks(cost, options, launch, shares, ranges * shares)
+        tiles = {"BANK_FILTERS": first, "BANK_TAPS": second, "LANE_FILTERS": down, "LANE_TAPS": across}
+        return Banks(cost, tiles, launch, shares, ranges * shares)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..geometry import Geometry
-from .native_schedule import TENSOR, Facts, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below
+from .native_facts import Facts
+from .native_schedule import TENSOR, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
 #: Threads of a warp, which hold a vector together, and of a block.
 WARP, THREADS = 32, 128
@@ -28,31 +29,28 @@ READING = 4
 
 def tiles_of(facts: Facts) -> Tiles:
     """The tiles of a kernel: about 16 accumulators for each thread, fewer where the mathematics needs registers."""
-    room, back = (4 if heavy else 16 if cost <= 6 else 8 for heavy, cost in zip(facts.heavy, facts.cost))
-    state = max(facts.state[0], 1)
+    room, back = (4 if each.heavy else 16 if each.cost <= 6 else 8 for each in (facts.forward, facts.backward))
+    state = max(facts.state, 1)
     room = min(room, 16 // state)
     vectors = 2 if room // state >= 2 else 1
     filters = power_below(room // (state * vectors)) if facts.per_filter and not facts.ranked else 1
-    images, banks = (max(count, 1) for count in facts.sinks)
-    bank = power_below(max(back // banks, 1))
+    bank = power_below(max(back // max(facts.weight_sums, 1), 1))
     bank_filters = power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1
-    image_taps = min(power_below(max(back // (2 * images), 1)), 4)
+    image_taps = min(power_below(max(back // (2 * max(facts.image_sums, 1)), 1)), 4)
     return Tiles(filters, vectors, vectors, 2, image_taps, bank_filters, min(bank // bank_filters, 4))
 
 
 def taps_at_a_time(facts: Facts, direction: str) -> int:
-    """How many rounds of an innermost loop are under way at a time: loads of several where the mathematics is short."""
-    backward = direction == "backward"
-    cost, heavy = facts.cost[backward], facts.heavy[backward]
-    return 1 if heavy or cost > 8 else 2 if cost > 4 or backward else 4
+    """The rounds of an innermost loop that are under way at a time: several, with their loads, where they are short."""
+    work = facts.of(direction)
+    return 1 if work.heavy or work.cost > 8 else 2 if work.cost > 4 or direction == "backward" else 4
 
 
 def blocks_at_a_time(facts: Facts, direction: str) -> int:
     """The blocks that run together on a multiprocessor: they share its registers."""
-    backward = direction == "backward"
-    cost, heavy = facts.cost[backward], facts.heavy[backward]
-    many = backward and (sum(facts.sinks) > 2 or facts.values[1][0] > 2)
-    return 2 if heavy or cost > 4 or many else 3
+    work = facts.of(direction)
+    many = direction == "backward" and (facts.image_sums + facts.weight_sums > 2 or work.per_window > 2)
+    return 2 if work.heavy or work.cost > 4 or many else 3
 
 
 class Launch(NamedTuple):
@@ -84,16 +82,23 @@ class Cut(NamedTuple):
     """How a pass is cut, for one shape: what is compiled in, and what is launched.
 
     Args:
-        options: of the compiler.
+        defines: options of the compiler.
         launches: in their order.
+        taps_at_a_time: how many rounds of an innermost loop are under way at a time, which is compiled in, too.
         shares: blocks that share the gradients of one range of filters.
         blocks: that have scratch memory of their own, at most.
     """
 
-    options: tuple[str, ...]
+    defines: tuple[str, ...]
     launches: tuple[Launch, ...]
+    taps_at_a_time: int = 1
     shares: int = 1
     blocks: int = 0
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """All options of the compiler."""
+        return (*self.defines, f"-DTAPS_AT_A_TIME={self.taps_at_a_time}")
 
 
 class Packed(NamedTuple):
@@ -131,11 +136,13 @@ class CudaPlan(Plan):
     """A plan for the blocks of a GPU.
 
     Args:
+        direction: "forward" or "backward".
         cut: the launches.
         module: what has their functions.
         device: where it runs.
     """
 
+    direction: str
     cut: Cut = field(repr=False)
     module: Any = field(repr=False)
     device: torch.device = field(repr=False)
@@ -188,10 +195,11 @@ def block_cut(
     backward = direction == "backward"
     line, channels = line_of(x, geometry), channels_of(facts, tensors, geometry.groups)
     filters = geometry.out_channels // geometry.groups
-    real = 8 if x.dtype == torch.float64 else 4
+    real = real_bytes(x.dtype)
     per_place = real * line.planes * sum(channels) * (2 if backward else 1)
-    whole, per_channel, per_tap = facts.values[backward]
-    per_filter = real * (whole + per_channel * max(channels) + per_tap * math.prod(geometry.kernel_size))
+    work = facts.of(direction)
+    per_filter = work.per_window + work.per_channel * max(channels) + work.per_tap * math.prod(geometry.kernel_size)
+    per_filter *= real
 
     step = WARP * (tiles.again if backward else tiles.vectors)
     strip = min(STRIP, -(-line.length // step) * step)
@@ -207,15 +215,15 @@ def block_cut(
     ranges = geometry.groups * -(-filters // filter_step)
     blocks = min(max(strips * ranges, 1), room)
     told = line.told(strip, filter_step)
-    options = (
+    defines = (
         f"-DTHREADS={THREADS}",
         f"-DBLOCKS_AT_A_TIME={blocks_at_a_time(facts, direction)}",
-        f"-DTAPS_AT_A_TIME={taps_at_a_time(facts, direction)}",
         *tiles.options(),
     )
+    taps = taps_at_a_time(facts, direction)
     prepare = Launch(f"symconv_{direction}_prepare", blocks, THREADS, told)
     if not backward:
-        return Cut(options, (prepare, prepare._replace(function="symconv_forward")), blocks=blocks)
+        return Cut(defines, (prepare, prepare._replace(function="symconv_forward")), taps, blocks=blocks)
     apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
     colours = min(apart, max(line.lines * pieces, 1))
     images = Launch("symconv_backward_images", blocks, THREADS, told, colours=colours, gradients=("input", "field"))
@@ -223,4 +231,4 @@ def block_cut(
     weights = Launch("symconv_backward_weights", shares * ranges, THREADS, told, gradients=("weight", "bias", "param"))
     gather = weights._replace(function="symconv_backward_gather", blocks=blocks)
     by_colour = [images._replace(colour=colour) for colour in range(colours)]
-    return Cut(options, (prepare, *by_colour, weights, gather), shares, max(blocks, shares * ranges))
+    return Cut(defines, (prepare, *by_colour, weights, gather), taps, shares, max(blocks, shares * ranges))

@@ -11,17 +11,20 @@ from ..kernel import Kernel
 from ..language.axes import Domain
 from ..language.symbols import Operand
 from ..lower import Schedule, Sweep
-from .cuda_flat import facts_of_flat, flat_backward, flat_forward
+from .cuda_flat import backward_facts, flat_backward, flat_forward, forward_facts
 from .cuda_reader import is_number
 from .lifting import LiftingPass
+from .native_facts import FlatBackward, FlatForward
 from .native_source import Backward, Forward, Member, native_source
 
 
-def cuda_source(kernel: Kernel, schedule: Schedule) -> tuple[str, list[list[int]]]:
-    """The text of a CUDA C++ file that computes a kernel and its gradients; what a plan must know of flat passes."""
+def cuda_source(kernel: Kernel, schedule: Schedule) -> tuple[str, FlatForward | None, FlatBackward | None]:
+    """The text of a CUDA C++ file that computes a kernel and its gradients; the facts of its flat passes."""
     forward, backward = CudaForward(kernel, schedule), CudaBackward(kernel, schedule)
     text = native_source(kernel, schedule, "cuda/kernel.cu.jinja", [forward, backward])
-    return text, facts_of_flat(forward.flat, backward.flat)
+    flat_forward = None if forward.flat is None else forward_facts(forward.flat)
+    flat_backward = None if backward.flat is None else backward_facts(backward.flat)
+    return text, flat_forward, flat_backward
 
 
 class CudaForward(LiftingPass, Forward):

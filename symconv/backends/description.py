@@ -50,8 +50,6 @@ ACCUMULATORS = {
 
 def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, str]) -> dict[str, Any]:
     """What the head of a generated file says about the kernel."""
-    tensors = [operand.name for operand in kernel.formula.operands if operand.is_tensor]
-    numbers = [operand.name for operand in kernel.formula.operands if operand.role == "const"]
     derivatives = gradients(kernel.formula)
     notes = glossary(derivatives.values()) + kink_notes(kernel.formula)
     names = [(operand.name, _meaning(operand)) for operand in kernel.formula.operands]
@@ -75,8 +73,8 @@ def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, st
         ],
         "names": [*dict(names).items()],
         "width": max(len(name) for name, _ in names),
-        "tensors": tensors,
-        "numbers": numbers,
+        "tensors": list(kernel.signature.tensors),
+        "numbers": list(kernel.signature.numbers),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Generic, TypeVar
 
 from ..build.cache import Cache
 from ..build.key import content_key, generator_fields
+from ..build.lock import ForkSafeLock
 from ..errors import CacheError, SymconvWarning
 from ..kernel import Kernel
 
@@ -30,12 +29,7 @@ class GeneratingBackend(Generic[K]):
 
     def __init__(self) -> None:
         self._compiled: dict[tuple[str, str, bool], K] = {}
-        self._renew_lock()
-        if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
-            os.register_at_fork(after_in_child=self._renew_lock)
-
-    def _renew_lock(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
 
     def generate(self, kernel: Kernel) -> dict[str, str]:
         """The files of a cache entry: the source, and the facts that spare the next process the derivation."""
@@ -49,7 +43,7 @@ class GeneratingBackend(Generic[K]):
         key = kernel.text, kernel.title, fast_math
         if (found := self._compiled.get(key)) is not None:
             return found
-        with self._lock:
+        with self._lock.held():
             if key not in self._compiled:
                 self._compiled[key] = self.loaded(kernel, self._files(kernel), fast_math)
             return self._compiled[key]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,12 +10,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from ..build.lock import ForkSafeLock
 from ..errors import BackendError, CacheError, CompilationError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel, kernel_of
 from . import DTYPES, Compiled, backend
 from .generated import GeneratingBackend
-from .native_schedule import Facts, Plan
+from .native_facts import Facts
+from .native_schedule import Plan
 
 #: How tensors of a dtype are stored and computed with, as options of a compiler.
 STORAGE = {
@@ -35,6 +35,23 @@ FACTS = "facts.json"
 P = TypeVar("P", bound=Plan)
 
 
+def defines_of(direction: str, dtype: torch.dtype, ignores_padding: bool, ranked: int) -> list[str]:
+    """The options of a compiler that every native backend has.
+
+    Args:
+        direction: "forward" or "backward".
+        dtype: of the tensors.
+        ignores_padding: see `Geometry`.
+        ranked: how many values are put in order in registers, 0 if none are.
+    """
+    options = [f"-DSYMCONV_{direction.upper()}", *STORAGE[dtype]]
+    return options + ["-DSYMCONV_IGNORE"] * ignores_padding + [f"-DRANKED={ranked}"] * (ranked > 0)
+
+
+class ShapeError(BackendError):
+    """A call that a backend cannot compute because of its shapes; calls of other shapes it can."""
+
+
 class NativeKernel(Generic[P]):
     """A generated file and what is built from it, for each pass, dtype and kind of padding when first called for.
 
@@ -48,8 +65,8 @@ class NativeKernel(Generic[P]):
         #: The inputs that have gradients.
         self._images = self.has_gradient & {name for name, role in zip(facts.tensors, facts.roles) if role == "input"}
         self._broken = False
-        self._plans: dict[tuple[Any, ...], P] = {}
-        self._lock = threading.RLock()
+        self._plans: dict[tuple[Any, ...], P | None] = {}
+        self._lock = ForkSafeLock()
         operands, values = [*zip(facts.roles, facts.axes)], [("values", "o")] * (1 + len(facts.kept))
         #: The role and the axes of each tensor of a call, in its order.
         self.lying = [*operands, *values, *operands]
@@ -65,6 +82,7 @@ class NativeKernel(Generic[P]):
         """How a call is cut, with what computes it.
 
         Raises:
+            ShapeError: if it cannot be computed for these shapes.
             CompilationError, CacheError, BackendError, OSError: if that cannot be built.
         """
         raise NotImplementedError
@@ -143,22 +161,22 @@ class NativeKernel(Generic[P]):
         return backend("torch").compile(kernel_of(self.text))
 
     def _plan(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> P | None:
-        """The plan of a call; None where it cannot be built."""
+        """The plan of a call; None where it cannot be built or its shapes are refused."""
         x = tensors[0]
         key = (direction, geometry, self.surroundings(x.device), x.dtype, *[each.shape for each in tensors])
         found = self._plans.get(key)
-        if found is None:
-            if self._broken:
-                return None
-            if len(self._plans) >= MAX_PLANS:  # of a model whose images are all of different sizes
-                self._plans.clear()
-            try:
-                found = self._plans[key] = self.planned(direction, tensors, geometry)
-            except (CompilationError, CacheError, BackendError, OSError) as error:
+        if found is not None or self._broken or key in self._plans:
+            return found
+        if len(self._plans) >= MAX_PLANS:  # of a model whose images are all of different sizes
+            self._plans.clear()
+        try:
+            found = self._plans[key] = self.planned(direction, tensors, geometry)
+        except (CompilationError, CacheError, BackendError, OSError) as error:
+            if isinstance(error, ShapeError):
+                self._plans[key] = None
+            else:  # another build would fail like this one, and take its time
                 self._broken = True
-                warnings.warn(
-                    f"{error}\nThe torch backend computes {self.title!r} instead.", SymconvWarning, stacklevel=2
-                )
+            warnings.warn(f"{error}\nThe torch backend computes {self.title!r} instead.", SymconvWarning, stacklevel=2)
         return found
 
 
@@ -195,4 +213,4 @@ class NativeBackend(GeneratingBackend[N]):
 
     def loaded(self, kernel: Kernel, files: Mapping[str, str], fast_math: bool) -> N:
         source, facts = (files[name] for name in self.files)
-        return self.kernel_type(kernel.text, kernel.title, source, Facts(**json.loads(facts)), fast_math)
+        return self.kernel_type(kernel.text, kernel.title, source, Facts.from_json(facts), fast_math)

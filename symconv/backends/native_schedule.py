@@ -1,129 +1,22 @@
-"""What native backends know of a kernel, and how they hand a call to it.
-
-`Facts` are of the kernel and kept beside its source; `Tiles` are compiled in; a `Plan` is made once per shape.
-"""
+"""How native backends hand a call to a kernel: `Tiles` are compiled in; a `Plan` is made once per shape."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..geometry import Geometry
-from ..kernel import Kernel
-from ..language.axes import domain
-from ..lower import PLAIN, Accumulator, Schedule, Sweep
-from ..operations import HEAVY
-
-#: Marks values that are put in order along channels that are not those of x.
-OTHER_CHANNELS = "+"
-#: Vectors that an accumulator of each kind holds.
-STATE = {"sum": 1, "product": 1, "factors": 3, "max": 1, "first_max": 2, "exponentials": 2, "mean": 2}
+from .native_facts import OTHER_CHANNELS, Facts
 
 
-class Facts(NamedTuple):
-    """What a call needs to know of a kernel, in plain data: it is kept beside the source."""
-
-    tensors: list[str]
-    roles: list[str]
-    axes: list[str]
-    kept: list[str]
-    has_gradient: list[str]
-    per_filter: bool
-    state: list[int]
-    sinks: list[int]
-    heavy: list[int]
-    cost: list[int]
-    ranked: list[str]
-    values: list[list[int]]
-    flat: list[list[int]]
-    pixels: list[list[int]]
-    again: bool
-    forgetful: list[int]
-    gathers: bool
-    positions: int
-
-    def keeping_nothing(self) -> Facts:
-        """For a forward pass alone: no maximum needs to know where it was, nor a product how many zeros it has."""
-        return self._replace(state=self.forgetful)
-
-
-def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
-    """The facts of a kernel.  Pairs are for the forward and the backward pass."""
-    signature = kernel.signature
-    places = [place for sweep in schedule.backward for place in sweep.gradients]
-    per_filter = any("o" in axes for role, axes in zip(signature.roles, signature.axes) if role != "bias")
-    passes = schedule.forward, schedule.backward
-    inputs = [name for name, role in zip(signature.tensors, signature.roles) if role == "input"]
-    return Facts(
-        list(signature.tensors),
-        list(signature.roles),
-        list(signature.axes),
-        ["position" if symbol.position else "value" for symbol in schedule.kept],
-        sorted(schedule.has_gradient),
-        per_filter,
-        [_state(sweep.accumulators for sweep in each) for each in passes],
-        [
-            sum(place.operand.role == "input" for place in places),
-            sum(place.operand.role != "input" for place in places),
-        ],
-        [
-            sum(count for sweep in each for name, count in sweep.taps.operations.items() if name in HEAVY)
-            for each in passes
-        ],
-        [max((_cost(sweep) for sweep in each), default=0) for each in passes],
-        sorted(
-            {
-                "".join(sorted(a.dims)) + OTHER_CHANNELS * bool("c" in a.dims and a.where.inputs)
-                for each in passes
-                for sweep in each
-                for a in sweep.accumulators
-                if a.rank is not None
-            }
-        ),
-        [_values(sweeps, extra) for sweeps, extra in zip(passes, (1, 1 + len(schedule.kept)))],
-        [[], []],
-        [[inputs.index(each.pixel.operand.name) for each in lifted if each.pixel] for lifted in schedule.lifted],
-        any(not sweep.gradients for sweep in schedule.backward),
-        _forgetful(schedule),
-        any(sweep.gathers for sweep in schedule.backward),
-        max((len(sweep.positions) for sweep in schedule.backward), default=0),
-    )
-
-
-def _state(sweeps: Iterable[Iterable[Accumulator]]) -> int:
-    """The most vectors that the accumulators of a sweep hold."""
-    return max((sum(STATE.get(each.kind, 0) for each in sweep) for sweep in sweeps), default=1)
-
-
-def _forgetful(schedule: Schedule) -> list[int]:
-    """The state of the passes where accumulators yield what is plain; nothing where the output depends on the rest."""
-    accumulators = [each for sweep in schedule.forward for each in sweep.accumulators]
-    read: frozenset[Any] = frozenset().union(schedule.output.arguments, *(each.needs for each in accumulators))
-    plain = {each: each.yielding(read) for each in accumulators if each.kind in PLAIN}
-    if not plain or any(each.kind in PLAIN for each in plain.values()):
-        return []
-    forward = ([plain.get(each, each) for each in sweep.accumulators] for sweep in schedule.forward)
-    return [_state(forward), _state(sweep.accumulators for sweep in schedule.backward)]
-
-
-def _cost(sweep: Sweep) -> int:
-    """The operations at a tap, where a quotient or a square root counts four times."""
-    return sum(count * (4 if name in ("div", "sqrt") else 1) for name, count in sweep.taps.operations.items())
-
-
-def _values(sweeps: Sequence[Sweep], extra: int) -> list[int]:
-    """How many values per window, per window and channel, per window and tap are held."""
-    found = [extra, 0, 0]
-    for sweep in sweeps:
-        found[0] += len(sweep.names)
-        for each in sweep.accumulators:
-            found[{"": 0, "c": 1, "t": 2}[domain(each.left).axes]] += len(each.symbols)
-    return found
+def real_bytes(dtype: torch.dtype) -> int:
+    """The bytes of a number as it is computed with, for tensors of a dtype."""
+    return 8 if dtype == torch.float64 else 4
 
 
 @dataclass(frozen=True)
@@ -163,6 +56,7 @@ class Tiles:
 
 
 def power_below(n: int) -> int:
+    """The greatest power of two that is not more, at least 1."""
     return 1 << (max(n, 1).bit_length() - 1)
 
 

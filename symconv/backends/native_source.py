@@ -81,8 +81,7 @@ class Pass:
     def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
         self.schedule, self.printer = schedule, CppPrinter(identifiers(kernel, schedule))
         self.operands = {operand.name: operand for operand in kernel.formula.operands}
-        self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
-        self.numbers = [name for name, operand in self.operands.items() if operand.role == "const"]
+        self.tensors, self.numbers = kernel.signature.tensors, kernel.signature.numbers
         self.members: dict[Domain, dict[str, Member]] = {WINDOW: {}}
         #: What is made once per call: where the elements of weights are, and the weights as they are read.
         self.shared: dict[str, tuple[str, str]] = {}

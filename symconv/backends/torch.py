@@ -114,7 +114,8 @@ class TorchKernel:
     ) -> tuple[Sequence[torch.Tensor], dict[str, Any]]:
         """The tensors and the options for the generated code, which knows only padding that leaves the window."""
         options = geometry._asdict()
-        if options.pop("ignore") or not any(map(any, geometry.padding)):
+        del options["ignore"]
+        if geometry.ignore or not geometry.is_padded:
             return tensors, options
         options["padding"] = ((0, 0),) * len(geometry.padding)
         flat = [side for pair in reversed(geometry.padding) for side in pair]

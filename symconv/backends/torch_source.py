@@ -50,8 +50,7 @@ def torch_source(kernel: Kernel, schedule: Schedule, template: str = "torch/kern
 
 def arguments(kernel: Kernel) -> dict[str, str]:
     """The operands as arguments of the generated functions."""
-    tensors = [operand.name for operand in kernel.formula.operands if operand.is_tensor]
-    numbers = [operand.name for operand in kernel.formula.operands if operand.role == "const"]
+    tensors, numbers = kernel.signature.tensors, kernel.signature.numbers
     return {
         "signature": ", ".join([*tensors, *numbers]),
         "tensors": _tuple(tensors),
@@ -75,7 +74,7 @@ class _Printed:
 
     def __init__(self, kernel: Kernel, schedule: Schedule) -> None:
         self.operands = {operand.name: operand for operand in kernel.formula.operands}
-        self.tensors = [name for name, operand in self.operands.items() if operand.is_tensor]
+        self.tensors = kernel.signature.tensors
         self.schedule = schedule
         self.accesses = identifiers(kernel, schedule)
         self.printer = TorchPrinter(self.accesses)

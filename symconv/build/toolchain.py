@@ -21,7 +21,6 @@ import re
 import shlex
 import shutil
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +31,14 @@ from ..errors import BackendError, CacheError, CompilationError
 from ..render import static_header
 from .cache import Cache
 from .key import _OWN_SOURCE, content_key
+from .lock import ForkSafeLock
 from .process import RunError, progress, run
 
 log = logging.getLogger("symconv")
 
 TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 #: Without it GCC for x86 leaves the long chain of instructions of an exponential in one piece, and units wait for it.
-SCHEDULING = "-fschedule-insns"
+SCHEDULING, NO_SCHEDULING = "-fschedule-insns", "-fno-schedule-insns"
 FACTS, PRIVATE = "toolchain.json", "compiling-"
 
 
@@ -170,7 +170,7 @@ def find_toolchain() -> Toolchain:
     Raises:
         BackendError: if there is none; it says what is wrong with each.
     """
-    with _lock:
+    with _lock.held():
         return _found()
 
 
@@ -179,14 +179,7 @@ def forget() -> None:
     _found.cache_clear()
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a child must not wait for a thread that only its parent has
-    os.register_at_fork(after_in_child=_renew_lock)
+_lock = ForkSafeLock()
 
 
 @functools.cache
