@@ -17,7 +17,7 @@ from torch import Tensor
 from .backends import DTYPES, choose
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
-from .kernel import Kernel, Signature
+from .kernel import Kernel, Signature, is_learned
 from .ops import Call, convolve, convolve_now, is_plain, is_recorded
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
@@ -314,7 +314,7 @@ def checked(
 
     batched = x.dim() == rank + 2
     for index, role in enumerate(signature.roles):
-        if role in ("input", "field"):
+        if not is_learned(role):
             image = tensors[index] if batched else tensors[index].unsqueeze(0)
             padded = role == "input" and kept != pairs
             tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image

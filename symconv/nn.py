@@ -25,7 +25,7 @@ from .functional import (
     run,
 )
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
-from .kernel import Initializer, Kernel
+from .kernel import Initializer, Kernel, is_learned
 from .language.axes import WindowNode
 from .reductions import record_of
 
@@ -122,7 +122,7 @@ class Layer(nn.Module):
         for name, role, axes, bank, positive in zip(
             signature.tensors, signature.roles, signature.axes, signature.banks, signature.positive
         ):
-            if role in ("input", "field"):
+            if not is_learned(role):
                 continue
             spelled = self.SPELLED.get(name, name)
             self._check_free(spelled)
@@ -163,7 +163,7 @@ class Layer(nn.Module):
         for name in self.signature.numbers:
             given[name] = getattr(self, name)
         for name, role in zip(self.signature.tensors, self.signature.roles):
-            if role not in ("input", "field"):
+            if is_learned(role):
                 given[name] = getattr(self, self.SPELLED.get(name, name))
         return run(
             self.signature,
@@ -320,13 +320,12 @@ class Pool(Layer):
         **options: Any,
     ) -> None:
         resolved = as_kernel(kernel)
-        signature = resolved.signature
-        for name, role, axes in zip(signature.tensors, signature.roles, signature.axes):
-            if role in ("weight", "bias") or (role == "param" and set(axes) - {"t"}):
-                raise ArgumentError(
-                    f"the formula names {name}, a {role} per filter or channel, and {type(self).__name__} cannot tell "
-                    f"how many; use Conv{self.rank}d with groups=in_channels"
-                )
+        roles = dict(zip(resolved.signature.tensors, resolved.signature.roles))
+        for name in resolved.signature.per_channel:
+            raise ArgumentError(
+                f"the formula names {name}, a {roles[name]} per filter or channel, and {type(self).__name__} cannot "
+                f"tell how many; use Conv{self.rank}d with groups=in_channels"
+            )
         stride = kernel_size if stride is None else stride
         super().__init__(
             resolved, kernel_size, stride, padding, dilation, padding_mode, padding_value, backend, fast_math, options
