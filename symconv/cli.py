@@ -229,9 +229,9 @@ def precompile(
     reads the output's own channel as x[o, t].
     """
     from . import zoo as operators
+    from .arguments import check_counts
     from .backends import DTYPES
     from .backends.cuda import precompiled
-    from .functional import check_counts
     from .geometry import Geometry
 
     named = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}

@@ -12,18 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .arguments import check_counts, check_fast_math, check_groups, check_number, operand_shape
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
-from .functional import (
-    KernelLike,
-    as_kernel,
-    check_counts,
-    check_fast_math,
-    check_groups,
-    check_number,
-    operand_shape,
-    run,
-)
+from .functional import KernelLike, as_kernel, run
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
 from .kernel import Initializer, Kernel, is_learned
 from .language.axes import WindowNode
