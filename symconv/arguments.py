@@ -3,21 +3,94 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .backends import DTYPES
 from .errors import ArgumentError, ArgumentTypeError
-from .geometry import Geometry
+from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
 from .kernel import Signature
 
 #: Operands that have arguments of their own.
 ARGUMENTS = {"x": "input", "w": "weight", "b": "bias"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call is told besides its operands, as `Conv2d` and `conv2d` take it.
+
+    Args:
+        kernel_size: one int per axis of the image.
+        out_channels: None where each channel of the input is a group by itself, as pools have it; so is `groups`.
+        stride: at least 1; an int, or one per axis.
+        padding: at least 0, or "same" or "valid".
+        dilation: at least 1.
+        groups: divides both numbers of channels.
+        padding_mode: one of `geometry.PADDING_MODES`.
+        padding_value: for "constant".
+        backend: a backend's name, or "auto".
+        fast_math: whether CUDA kernels may use the GPU's own approximations.
+    """
+
+    kernel_size: tuple[int, ...]
+    out_channels: int | None
+    stride: IntOrInts
+    padding: str | IntOrInts
+    dilation: IntOrInts
+    groups: int | None
+    padding_mode: str
+    padding_value: float
+    backend: str
+    fast_math: bool
+
+    @functools.cached_property
+    def spelled(self) -> str:
+        """All of them as text, for the key of a call: True is equal to 1, and as a stride it is refused."""
+        return repr(self)
+
+
+class Windows(NamedTuple):
+    """How the windows of a call lie on its images.
+
+    Args:
+        geometry: what the kernel is told; of the padding what it does itself, without a copy of the image.
+        padding: all of it, before and after the image along each axis.
+        output_size: how many windows there are along each axis.
+    """
+
+    geometry: Geometry
+    padding: tuple[tuple[int, int], ...]
+    output_size: tuple[int, ...]
+
+
+def windows(options: Options, in_channels: int, image_size: tuple[int, ...]) -> Windows:
+    """Where the windows of a call lie, for an image of some channels and size before padding.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: if an option is none, or does not fit the image.
+    """
+    rank, mode = len(image_size), options.padding_mode
+    check_padding_mode(mode)
+    stride, dilation = per_axis(options.stride, rank, "stride", 1), per_axis(options.dilation, rank, "dilation", 1)
+    pairs, nothing = padding_pairs(options.padding, options.kernel_size, stride, dilation), ((0, 0),) * rank
+    own = mode in ("ignore", "zeros") or (mode == "constant" and options.padding_value == 0)
+    # While `torch.jit.trace` records, sizes are tensors.
+    channels = int(in_channels) if isinstance(in_channels, Tensor) else in_channels
+    out_channels = channels if options.out_channels is None else options.out_channels
+    groups = channels if options.groups is None else options.groups
+    check_groups(in_channels, out_channels, groups)
+    geometry = Geometry(
+        options.kernel_size, out_channels, stride, pairs if own else nothing, dilation, groups, mode == "ignore"
+    )
+    check_windows_fit(image_size, pairs, geometry, mode)
+    return Windows(geometry, pairs, geometry._replace(padding=pairs).output_size(image_size))
 
 
 def collect(

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from .arguments import (
     ARGUMENTS,
+    Options,
     check_channels,
     check_fast_math,
-    check_groups,
     check_input,
     check_names,
     collect,
+    windows,
 )
 from .backends import choose
 from .call_cache import CallKey, CheckedCall, cached_output, function_key, operand_key, remember
 from .errors import ArgumentError, ArgumentTypeError
-from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
+from .geometry import IntOrInts, per_axis
 from .kernel import Kernel, Signature, is_learned
 from .ops import Call, convolve, is_recorded
 
@@ -198,8 +199,19 @@ def _conv_first(
     kernel_size = per_axis(
         tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1
     )
-    geometry = kernel_size, out_channels, stride, padding, dilation, groups, padding_mode, padding_value
-    return run_first(key, signature, rank, given, *geometry, backend, fast_math)
+    options = Options(
+        kernel_size,
+        out_channels,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode,
+        padding_value,
+        backend,
+        fast_math,
+    )
+    return run(signature, rank, given, options, key)
 
 
 def _pool(
@@ -237,13 +249,61 @@ def _pool_first(
             raise ArgumentError(
                 f"the formula names {name}, and pool{rank}d has no {role}; use conv{rank}d with groups=in_channels"
             )
-    check_input("input", given["x"], rank)
-    channels = given["x"].shape[-rank - 1]
     kernel_size = per_axis(kernel_size, rank, "kernel_size", 1)
     stride = kernel_size if stride is None else stride
-    geometry = kernel_size, channels, stride, padding, dilation, channels, padding_mode, padding_value
+    options = Options(
+        kernel_size, None, stride, padding, dilation, None, padding_mode, padding_value, backend, fast_math
+    )
     given |= {name: value for name, value in operands.items() if value is not None}
-    return run_first(key, signature, rank, given, *geometry, backend, fast_math)
+    return run(signature, rank, given, options, key)
+
+
+def run(
+    signature: Signature, rank: int, given: Mapping[str, Any], options: Options, key: CallKey | None = None
+) -> Tensor:
+    """Check a call, pad, and call the operator; what went through before goes straight to the operator.
+
+    Args:
+        signature: the kernel's.
+        rank: 1, 2 or 3 axes of the image.
+        given: the operands by name; `x` is the input.
+        options: all else that the caller said.
+        key: of the call, where the caller has looked for it already.
+    """
+    given = autocast(signature, given)
+    if key is None and not torch.compiler.is_compiling():
+        key = (signature.text, rank, options.spelled, *operand_key(given))
+        if (output := cached_output(key, given)) is not None:
+            return output
+    call, tensors = checked(signature, rank, given, options)
+    # Tensors that were padded, given a batch or filled in are made anew for each call.
+    if key is not None and not is_recorded() and all(given.get(n) is t for n, t in zip(signature.tensors, tensors)):
+        remember(key, CheckedCall(call, signature.tensors))
+    output = convolve(call, tensors)
+    return output if given["x"].dim() == rank + 2 else output.squeeze(0)
+
+
+def checked(signature: Signature, rank: int, given: Mapping[str, Any], options: Options) -> tuple[Call, list[Tensor]]:
+    """The call, and its tensors with a batch and padded as far as the kernel does not do it itself.
+
+    Args: as `run`.
+    """
+    x = given["x"]
+    check_input("input", x, rank)
+    check_names(signature, given)
+    if signature.rank > rank:
+        raise ArgumentError(f"the formula uses {'dz' if signature.rank == 3 else 'dy'}, an axis that conv{rank}d lacks")
+    geometry, padding, output_size = windows(options, x.shape[-rank - 1], x.shape[-rank:])
+    tensors, numbers = collect(signature, given, geometry, output_size)
+    check_channels(signature, dict(zip(signature.tensors, tensors)), geometry)
+    check_fast_math(options.fast_math)
+    call = Call(signature.text, choose(options.backend, x.device, x.dtype), geometry, numbers, options.fast_math)
+    for index, role in enumerate(signature.roles):
+        if not is_learned(role):
+            image = tensors[index] if x.dim() == rank + 2 else tensors[index].unsqueeze(0)
+            padded = role == "input" and geometry.padding != padding
+            tensors[index] = pad(image, padding, options.padding_mode, options.padding_value) if padded else image
+    return call, tensors
 
 
 def is_autocast(x: object) -> bool:
@@ -253,8 +313,10 @@ def is_autocast(x: object) -> bool:
     return isinstance(x, Tensor) and torch.is_autocast_enabled(x.device.type)
 
 
-def autocast(signature: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
+def autocast(signature: Signature, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Operands as `torch.autocast` gives them to a convolution: float64 and what is no tensor are left as they are."""
+    if not is_autocast(given["x"]):
+        return given
     dtype = torch.get_autocast_dtype(given["x"].device.type)
     cast = dict(given)
     for name in signature.tensors:
@@ -262,89 +324,6 @@ def autocast(signature: Signature, given: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
             cast[name] = value.to(dtype)
     return cast
-
-
-def run(signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
-    """Check everything, pad, and call the operator; what was checked before goes straight to the operator.
-
-    Args: see `checked`.
-    """
-    if is_autocast(given["x"]):
-        given = autocast(signature, given)
-    key = None if torch.compiler.is_compiling() else (signature.text, rank, repr(options), *operand_key(given))
-    output = cached_output(key, given)
-    return run_first(key, signature, rank, given, *options) if output is None else output
-
-
-def run_first(key: CallKey | None, signature: Signature, rank: int, given: Mapping[str, Any], *options: Any) -> Tensor:
-    """Check everything, pad, and call the operator; remember the call if it can be made again."""
-    check_input("input", given["x"], rank)
-    if is_autocast(given["x"]):
-        given = autocast(signature, given)
-    call, tensors, batched, as_given = checked(signature, rank, given, *options)
-    if key is not None and as_given and not is_recorded():
-        remember(key, CheckedCall(call, signature.tensors))
-    output = convolve(call, tensors)
-    return output if batched else output.squeeze(0)
-
-
-def checked(
-    signature: Signature,
-    rank: int,
-    given: Mapping[str, Any],
-    kernel_size: tuple[int, ...],
-    out_channels: int,
-    stride: IntOrInts,
-    padding: str | IntOrInts,
-    dilation: IntOrInts,
-    groups: int,
-    padding_mode: str,
-    padding_value: float,
-    backend: str,
-    fast_math: bool,
-) -> tuple[Call, list[Tensor], bool, bool]:
-    """Check everything and pad.
-
-    Returns:
-        The call, its tensors, whether they are batched, and whether they are just those that were given.
-
-    Args:
-        signature: the kernel's.
-        rank: 1, 2 or 3 axes of the image.
-        given: the operands by name; `x` is the input.
-        kernel_size, out_channels, stride, padding, dilation, groups, padding_mode, padding_value: as `Conv2d`.
-        backend: a backend's name or "auto".
-        fast_math: as `conv2d`.
-    """
-    x = given["x"]
-    check_names(signature, given)
-    if signature.rank > rank:
-        raise ArgumentError(f"the formula uses {'dz' if signature.rank == 3 else 'dy'}, an axis that conv{rank}d lacks")
-    check_padding_mode(padding_mode)
-    stride, dilation = per_axis(stride, rank, "stride", 1), per_axis(dilation, rank, "dilation", 1)
-    pairs = padding_pairs(padding, kernel_size, stride, dilation)
-    ignore = padding_mode == "ignore"
-    zeros = padding_mode == "zeros" or (padding_mode == "constant" and padding_value == 0)
-    kept = pairs if ignore or zeros else ((0, 0),) * rank  # what the kernel pads itself, without a copy of the image
-    geometry = Geometry(kernel_size, out_channels, stride, kept, dilation, groups, ignore)
-    in_channels = x.shape[-rank - 1]
-    check_groups(in_channels, out_channels, groups)
-    check_windows_fit(x.shape[-rank:], pairs, geometry._replace(padding=((0, 0),) * rank), padding_mode)
-    tensors, numbers = collect(
-        signature, given, geometry, geometry._replace(padding=pairs).output_size(x.shape[-rank:])
-    )
-    check_channels(signature, dict(zip(signature.tensors, tensors)), geometry)
-
-    batched = x.dim() == rank + 2
-    for index, role in enumerate(signature.roles):
-        if not is_learned(role):
-            image = tensors[index] if batched else tensors[index].unsqueeze(0)
-            padded = role == "input" and kept != pairs
-            tensors[index] = pad(image, pairs, padding_mode, padding_value) if padded else image
-    as_given = batched and kept == pairs and all(name in given for name in signature.tensors)
-    check_fast_math(fast_math)
-    call = Call(signature.text, choose(backend, x.device, x.dtype), geometry, numbers, fast_math)
-    return call, tensors, batched, as_given
 
 
 def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: float) -> Tensor:

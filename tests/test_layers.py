@@ -453,6 +453,20 @@ def test_a_layer_may_be_given_lists_afterwards() -> None:
     assert torch.equal(layer(X), sc.conv2d("sum(w*x)", X, layer.weight, stride=2))
 
 
+def test_a_layer_may_be_given_other_options_afterwards() -> None:
+    layer, pool = sc.Conv2d("sum(w*x)", 4, 3, 3), sc.Pool2d("mean(x)", 2)
+    before, copied = layer(X), copy.deepcopy(layer)
+    layer.dilation, layer.padding, layer.padding_mode, pool.stride = (1, 2), 1, "reflect", 1
+    options = {"dilation": (1, 2), "padding": 1, "padding_mode": "reflect"}
+    assert torch.equal(layer(X), sc.conv2d("sum(w*x)", X, layer.weight, **options))
+    assert torch.equal(pool(X), sc.pool2d("mean(x)", X, 2, 1))
+    assert torch.equal(copied(X), before)
+    assert "dilation=(1, 2)" in repr(layer)
+    copied.stride = (True, True)  # equal to (1, 1)
+    with pytest.raises(sc.ArgumentTypeError, match="stride must be an int"):
+        copied(X)
+
+
 def test_another_default_device_spoils_nothing(backend: str) -> None:
     with torch.device("meta"), contextlib.suppress(RuntimeError):
         sc.conv2d("sum(w*x)", X, W, backend=backend)
