@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import sympy as sp
@@ -244,6 +245,7 @@ def _pool_first(
 ) -> Tensor:
     """A call of a function that was not made before."""
     signature = _signature(kernel, None)
+    # A param per filter or channel is welcome, unlike in a layer: the input tells how many there are.
     for role in ("weight", "bias"):
         for name in signature.names(role):
             raise ArgumentError(
@@ -332,3 +334,25 @@ def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: float) ->
     if not any(flat):
         return x
     return F.pad(x, flat, "constant", value) if mode == "constant" else F.pad(x, flat, mode)
+
+
+# -- What `help` and editors show -----------------------------------------------------------------------------------
+
+
+def _show_options(function: Callable[..., Tensor], first: Callable[..., Tensor]) -> None:
+    """Let a function show the options of `first`, to which it hands on its own as a dictionary: that is quicker."""
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    names = {each.name for each in own}
+    handed_on = [
+        each
+        for each in inspect.signature(first).parameters.values()
+        if each.kind is not each.POSITIONAL_ONLY and each.name not in names
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *handed_on])  # type: ignore[attr-defined]
+
+
+for _convolution in (conv1d, conv2d, conv3d):
+    _show_options(_convolution, _conv_first)
+for _pooling in (pool1d, pool2d, pool3d):
+    _show_options(_pooling, _pool_first)
