@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .functional import field_shape, operand_shape
+from .arguments import field_shape, operand_shape
 from .functions import custom_grad, detach, ste
 from .geometry import Geometry
 from .kernel import Kernel

@@ -225,9 +225,11 @@ def precompile(
 ) -> None:
     """Compile kernels for GPUs ahead of time, into the cache; no GPU is needed.
 
-    Forward and backward of one layer; the layer of a kernel without weights pools each channel.
+    Forward and backward of one layer; a kernel that learns nothing per filter or channel pools each channel, unless it
+    reads the output's own channel as x[o, t].
     """
     from . import zoo as operators
+    from .arguments import check_counts
     from .backends import DTYPES
     from .backends.cuda import precompiled
     from .geometry import Geometry
@@ -248,7 +250,7 @@ def precompile(
     for column in ("kernel", "for", "dtype", "function", "registers", "stack", "spilled"):
         table.add_column(column, justify="left" if column in ("kernel", "function") else "right", no_wrap=True)
     for kernel in kernels:
-        pools = "weight" not in kernel.signature.roles
+        pools = kernel.signature.pools
         axes = [(value,) * (len(x) - 2) for value in (kernel_size, stride, dilation)]
         geometry = Geometry(
             axes[0],
@@ -261,6 +263,8 @@ def precompile(
         )
         if not pools and (x[1] % groups or filters % groups):
             raise click.UsageError(f"--groups {groups} must divide {x[1]} channels and {filters} filters")
+        counts = dict.fromkeys(kernel.signature.names("input"), x[1])
+        check_counts(kernel.signature, counts, geometry.out_channels, geometry.groups)
         if min(geometry.output_size(x[2:])) < 1:
             raise click.UsageError(f"a window of {kernel_size} does not fit into an image of {x[2:]}")
         for architecture in architectures:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .backends.torch_source import torch_source
 from .errors import ArgumentError
-from .kernel import Kernel
+from .kernel import Kernel, is_learned
 from .lower import lower
 from .nn import Layer
 
@@ -23,8 +23,8 @@ _FILLS = {
 def standalone(kernel: Kernel, name: str = "Layer", rank: int = 2) -> str:
     """The text of one Python file with an `nn.Module` that computes a kernel and imports only torch.
 
-    A kernel without weights becomes a pooling layer, any other a convolution layer; its state_dict has the keys of
-    the symconv layer.
+    A kernel of which `Signature.pools` says so becomes a pooling layer, any other a convolution layer; its state_dict
+    has the keys of the symconv layer.
 
     Args:
         kernel: the kernel; each `const` needs a value.
@@ -49,8 +49,8 @@ def standalone(kernel: Kernel, name: str = "Layer", rank: int = 2) -> str:
         signature.tensors, signature.roles, signature.axes, signature.banks, signature.inits, signature.positive
     ):
         attribute = Layer.SPELLED.get(operand, operand)
-        operands.append(operand if role in ("input", "field") else f"self.{attribute}")
-        if role not in ("input", "field"):
+        operands.append(f"self.{attribute}" if is_learned(role) else operand)
+        if is_learned(role):
             sizes = [str(bank)] * bool(bank) + [_SIZES[axis] for axis in axes]
             shape = "".join(f"{size}, " for size in sizes).removesuffix(" ")
             fill = kernel_fill(kernel) if role == "weight" else _FILLS[role].format("{}", init=init)
@@ -60,11 +60,7 @@ def standalone(kernel: Kernel, name: str = "Layer", rank: int = 2) -> str:
     layer: dict[str, Any] = {
         "name": name,
         "rank": rank,
-        "pool": not any(
-            {"o", "c"} & set(axes)
-            for axes, role in zip(signature.axes, signature.roles)
-            if role not in ("input", "field")
-        ),
+        "pool": signature.pools,
         "constants": list(zip(signature.numbers, signature.values)),
         "inputs": signature.names("input"),
         "fields": signature.names("field"),

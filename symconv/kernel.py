@@ -97,6 +97,26 @@ class Signature(NamedTuple):
         """The tensor operands of a role."""
         return tuple(name for name, each in zip(self.tensors, self.roles) if each == role)
 
+    @property
+    def per_channel(self) -> tuple[str, ...]:
+        """The learned operands of which there is one per filter or channel: a layer must be told how many."""
+        operands = zip(self.tensors, self.roles, self.axes)
+        return tuple(name for name, role, axes in operands if is_learned(role) and {"o", "c"} & {*axes})
+
+    @property
+    def pools(self) -> bool:
+        """Whether its layer is a pool, with one window per channel.
+
+        Not if something is learned per filter or channel, and not if the formula tells the output's own channel from
+        the others of its group: a pool's has no others.
+        """
+        return not (self.per_channel or self.own)
+
+
+def is_learned(role: str) -> bool:
+    """Whether a layer learns the operands of a role, rather than being given them with each call."""
+    return role not in ("input", "field")
+
 
 def _channels(labels: frozenset[str]) -> tuple[str, ...]:
     """The inputs along whose channels a value with these axes varies."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 import warnings
@@ -12,20 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .arguments import Options, check_counts, check_fast_math, check_groups, check_number, operand_shape
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
-from .functional import (
-    KernelLike,
-    as_kernel,
-    check_counts,
-    check_fast_math,
-    check_groups,
-    check_number,
-    operand_shape,
-    run,
-)
+from .functional import KernelLike, as_kernel, run
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
-from .kernel import Initializer, Kernel
+from .kernel import Initializer, Kernel, is_learned
 from .language.axes import WindowNode
 from .reductions import record_of
 
@@ -45,10 +38,31 @@ class Positive(nn.Module):
         return above + torch.log(-torch.expm1(-above))
 
 
+def _option(name: str) -> Any:
+    """An attribute of a layer that is one of its `Options`.  Like those of `torch.nn.Conv2d` it may be set."""
+
+    def value(layer: Layer) -> Any:
+        return getattr(layer._options, name)
+
+    def set_value(layer: Layer, given: Any) -> None:
+        frozen: Any = tuple(given) if isinstance(given, list) else given
+        layer._options = dataclasses.replace(layer._options, **{name: frozen})
+
+    return property(value, set_value)
+
+
 class Layer(nn.Module):
     """What `Conv*` and `Pool*` share: a kernel, its numbers, and learned operands by name."""
 
     rank: int
+    kernel_size: tuple[int, ...] = _option("kernel_size")
+    stride: tuple[int, ...] = _option("stride")
+    padding: str | tuple[int, ...] = _option("padding")
+    dilation: tuple[int, ...] = _option("dilation")
+    padding_mode: str = _option("padding_mode")
+    padding_value: float = _option("padding_value")
+    backend: str = _option("backend")
+    fast_math: bool = _option("fast_math")
     #: Names of parameters under which a state_dict of `torch.nn.Conv2d` has them.
     SPELLED: ClassVar[dict[str, str]] = {"w": "weight", "b": "bias"}
 
@@ -56,54 +70,68 @@ class Layer(nn.Module):
         self,
         kernel: Kernel,
         kernel_size: IntOrInts,
+        out_channels: int | None,
         stride: IntOrInts,
         padding: str | IntOrInts,
         dilation: IntOrInts,
+        groups: int | None,
         padding_mode: str,
         padding_value: float,
         backend: str,
         fast_math: bool,
-        options: dict[str, Any],
+        values: dict[str, Any],
     ) -> None:
         super().__init__()
         self.kernel, self.signature = kernel, kernel.signature
-        self.kernel_size = per_axis(kernel_size, self.rank, "kernel_size", 1)
-        self.stride = per_axis(stride, self.rank, "stride", 1)
-        self.dilation = per_axis(dilation, self.rank, "dilation", 1)
-        padding_pairs(padding, self.kernel_size, self.stride, self.dilation)  # refuse it now, not at the first call
-        self.padding = padding if isinstance(padding, str) else per_axis(padding, self.rank, "padding", 0)
+        kernel_size = per_axis(kernel_size, self.rank, "kernel_size", 1)
+        stride = per_axis(stride, self.rank, "stride", 1)
+        dilation = per_axis(dilation, self.rank, "dilation", 1)
+        padding_pairs(padding, kernel_size, stride, dilation)  # refuse it now, not at the first call
+        padding = padding if isinstance(padding, str) else per_axis(padding, self.rank, "padding", 0)
         check_padding_mode(padding_mode)
-        self.padding_mode, self.padding_value = padding_mode, float(padding_value)
         if backend != "auto":
             backend_named(backend)
         check_fast_math(fast_math)
-        self.backend, self.fast_math = backend, fast_math
-        self._set_constants(options)
-        self.initial = self._initial(options)
-        if options:
+        self._options = Options(
+            kernel_size,
+            out_channels,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            float(padding_value),
+            backend,
+            fast_math,
+        )
+        #: The learned operands, and the attributes that hold them.
+        self._learned: list[tuple[str, str]] = []
+        self._set_constants(values)
+        self.initial = self._initial(values)
+        if values:
             raise ArgumentTypeError(
-                f"{type(self).__name__} got {', '.join(options)}, but the formula has no const or param of that name: "
+                f"{type(self).__name__} got {', '.join(values)}, but the formula has no const or param of that name: "
                 f"{kernel.text}"
             )
 
-    def _set_constants(self, options: dict[str, Any]) -> None:
-        """Make attributes of the `const` operands: from `options`, or as declared."""
+    def _set_constants(self, values: dict[str, Any]) -> None:
+        """Make attributes of the `const` operands: from `values`, or as declared."""
         for name, value in zip(self.signature.numbers, self.signature.values):
             self._check_free(name)
-            setattr(self, name, check_number(self.signature, name, options.pop(name, value)))
+            setattr(self, name, check_number(self.signature, name, values.pop(name, value)))
 
     def _check_free(self, name: str) -> None:
         """Refuse a name that an attribute of the layer has."""
         if hasattr(self, name):
             raise ArgumentError(f"a layer has an attribute called {name!r} already; rename it in the formula")
 
-    def _initial(self, options: dict[str, Any]) -> dict[str, float | Tensor]:
-        """The initial values of the `param` operands: from `options`, or as declared."""
+    def _initial(self, values: dict[str, Any]) -> dict[str, float | Tensor]:
+        """The initial values of the `param` operands: from `values`, or as declared."""
         found: dict[str, float | Tensor] = {}
         for name, declared, positive in zip(self.signature.tensors, self.signature.inits, self.signature.positive):
             if declared is None:
                 continue
-            value = options.pop(name, declared)
+            value = values.pop(name, declared)
             if not isinstance(value, (numbers.Real, Tensor)) or isinstance(value, bool):
                 raise ArgumentTypeError(f"the initial value of {name} is a number or a tensor, not {value!r}")
             if positive and not bool((torch.as_tensor(value) > 0).all()):
@@ -122,10 +150,11 @@ class Layer(nn.Module):
         for name, role, axes, bank, positive in zip(
             signature.tensors, signature.roles, signature.axes, signature.banks, signature.positive
         ):
-            if role in ("input", "field"):
+            if not is_learned(role):
                 continue
             spelled = self.SPELLED.get(name, name)
             self._check_free(spelled)
+            self._learned.append((name, spelled))
             shape = operand_shape(axes, in_channels, geometry, bank)
             initial = self.initial.get(name)
             if isinstance(initial, Tensor) and not _broadcasts(initial.shape, shape):
@@ -158,28 +187,13 @@ class Layer(nn.Module):
                     stacklevel=4,
                 )
 
-    def _call(self, x: Tensor, out_channels: int, groups: int, inputs: dict[str, Tensor]) -> Tensor:
+    def _call(self, x: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         given: dict[str, Any] = {"x": x, **inputs}
         for name in self.signature.numbers:
             given[name] = getattr(self, name)
-        for name, role in zip(self.signature.tensors, self.signature.roles):
-            if role not in ("input", "field"):
-                given[name] = getattr(self, self.SPELLED.get(name, name))
-        return run(
-            self.signature,
-            self.rank,
-            given,
-            self.kernel_size,
-            out_channels,
-            self.stride,
-            self.padding,
-            self.dilation,
-            groups,
-            self.padding_mode,
-            self.padding_value,
-            self.backend,
-            self.fast_math,
-        )
+        for name, spelled in self._learned:
+            given[name] = getattr(self, spelled)
+        return run(self.signature, self.rank, given, self._options)
 
     def _options_repr(self, groups: int, padding_mode: str) -> str:
         text = f"kernel_size={self.kernel_size}, stride={self.stride}"
@@ -203,6 +217,8 @@ class Conv(Layer):
 
     weight: Tensor | None
     bias: Tensor | None
+    out_channels: int = _option("out_channels")
+    groups: int = _option("groups")
 
     def __init__(
         self,
@@ -228,9 +244,11 @@ class Conv(Layer):
         super().__init__(
             as_kernel(kernel, bias),
             kernel_size,
+            out_channels,
             stride,
             padding,
             dilation,
+            groups,
             padding_mode,
             padding_value,
             backend,
@@ -239,7 +257,7 @@ class Conv(Layer):
         )
         check_groups(in_channels, out_channels, groups)
         check_counts(self.signature, {"x": in_channels}, out_channels, groups)
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.in_channels = in_channels
         self.init = init if init is not None else self.kernel.init
         if isinstance(self.init, str) and not hasattr(nn.init, f"{self.init}_"):
             raise ArgumentError(
@@ -279,7 +297,7 @@ class Conv(Layer):
                     f"input has {channels} channels (shape {list(input.shape)}), but this layer has "
                     f"in_channels={self.in_channels}"
                 )
-        return self._call(input, self.out_channels, self.groups, inputs)
+        return self._call(input, inputs)
 
     def extra_repr(self) -> str:
         """The kernel and the arguments, as `torch.nn.Conv2d` shows them."""
@@ -320,16 +338,26 @@ class Pool(Layer):
         **options: Any,
     ) -> None:
         resolved = as_kernel(kernel)
-        signature = resolved.signature
-        for name, role, axes in zip(signature.tensors, signature.roles, signature.axes):
-            if role in ("weight", "bias") or (role == "param" and set(axes) - {"t"}):
-                raise ArgumentError(
-                    f"the formula names {name}, a {role} per filter or channel, and {type(self).__name__} cannot tell "
-                    f"how many; use Conv{self.rank}d with groups=in_channels"
-                )
+        roles = dict(zip(resolved.signature.tensors, resolved.signature.roles))
+        for name in resolved.signature.per_channel:
+            raise ArgumentError(
+                f"the formula names {name}, a {roles[name]} per filter or channel, and {type(self).__name__} cannot "
+                f"tell how many; use Conv{self.rank}d with groups=in_channels"
+            )
         stride = kernel_size if stride is None else stride
         super().__init__(
-            resolved, kernel_size, stride, padding, dilation, padding_mode, padding_value, backend, fast_math, options
+            resolved,
+            kernel_size,
+            None,
+            stride,
+            padding,
+            dilation,
+            None,
+            padding_mode,
+            padding_value,
+            backend,
+            fast_math,
+            options,
         )
         self._register(1, 1, 1, device, dtype)
         self._warn_of_dead_gradients()
@@ -341,8 +369,7 @@ class Pool(Layer):
 
     def forward(self, input: Tensor, **inputs: Tensor) -> Tensor:
         """The output `[N, C, *size]` for an input `[N, C, *image]`, or both without N."""
-        channels = input.shape[-self.rank - 1] if isinstance(input, Tensor) and input.dim() > self.rank else 1
-        return self._call(input, channels, channels, inputs)
+        return self._call(input, inputs)
 
     def extra_repr(self) -> str:
         """The kernel and the arguments."""

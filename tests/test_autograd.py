@@ -155,6 +155,13 @@ def test_a_trace_sees_the_kernel(backend: str, learning: bool) -> None:
         torch.testing.assert_close(function(other, 2 * w), sc.conv2d("sum(abs(x - w))", other, 2 * w))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_a_pool(backend: str) -> None:
+    x, other = torch.randn(1, 3, 6, 6), torch.randn(2, 3, 8, 7)
+    for pool in (sc.Pool2d("max(x)", 2, backend=backend), lambda x: sc.pool2d("max(x)", x, 2, backend=backend)):
+        torch.testing.assert_close(torch.jit.trace(pool, x)(other), nn.functional.max_pool2d(other, 2))
+
+
 @needs_compiler
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
 @pytest.mark.parametrize("compiled", [False, True])

@@ -65,6 +65,22 @@ def test_precompile_says_what_a_layer_takes_of_a_gpu() -> None:
         assert said in run("precompile", "sum(w*x)", *options, code=2)
 
 
+def test_precompile_pools_only_what_is_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    import symconv.backends.cuda
+
+    given = {}
+    monkeypatch.setattr(
+        symconv.backends.cuda, "precompiled", lambda kernel, *args: given.update({kernel.name: args[3]}) or {}
+    )
+    names = ("gabor", "local_attention", "soft_pool", "adder")
+    run("precompile", *(f"--zoo={name}" for name in names), "--input", "2,8,20,20", "--filters", "8")
+    assert {name: geometry.groups for name, geometry in given.items()} == dict(zip(names, (1, 1, 8, 1)))
+    run("precompile", "--zoo", "gabor", "--input", "2,8,20,20", "--filters", "4")
+    assert given["gabor"].out_channels == 4
+    refused = run("precompile", "--zoo", "local_attention", "--input", "2,8,20,20", "--filters", "4", code=1)
+    assert "as many channels as outputs" in refused
+
+
 def test_check() -> None:
     text = run("check", "max(x + w)")
     assert "all agree" in text
@@ -230,6 +246,15 @@ def test_a_standalone_layer_says_what_shape_it_takes(tmp_path: Path, shape: tupl
         assert pool.Pool(3)(x).dim() == x.dim()
     with pytest.raises(ValueError, match=re.escape("out_channels (4) must be multiples of groups (3)")):
         layer.Layer(3, 4, 3, groups=3)
+
+
+def test_a_standalone_layer_of_a_formula_that_reads_the_own_channel(tmp_path: Path) -> None:
+    path = tmp_path / "attention.py"
+    path.write_text(standalone(sc.zoo.local_attention, "Attention"))
+    ours = sc.Conv2d(sc.zoo.local_attention, 4, 6, 3, padding=1, padding_mode="ignore")
+    theirs = imported(path).Attention(4, 6, 3, padding=1, padding_mode="ignore")
+    x, k, v = (torch.randn(2, channels, 5, 6) for channels in (4, 4, 6))
+    torch.testing.assert_close(theirs(x, k, v), ours(x, k=k, v=v))
 
 
 def test_a_standalone_file_imports_only_torch(tmp_path: Path) -> None:

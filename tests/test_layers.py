@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import itertools
 import pickle
 import warnings
@@ -453,12 +454,57 @@ def test_a_layer_may_be_given_lists_afterwards() -> None:
     assert torch.equal(layer(X), sc.conv2d("sum(w*x)", X, layer.weight, stride=2))
 
 
+def test_a_layer_may_be_given_other_options_afterwards() -> None:
+    layer, pool = sc.Conv2d("sum(w*x)", 4, 3, 3), sc.Pool2d("mean(x)", 2)
+    before, copied = layer(X), copy.deepcopy(layer)
+    layer.dilation, layer.padding, layer.padding_mode, pool.stride = (1, 2), 1, "reflect", 1
+    options = {"dilation": (1, 2), "padding": 1, "padding_mode": "reflect"}
+    assert torch.equal(layer(X), sc.conv2d("sum(w*x)", X, layer.weight, **options))
+    assert torch.equal(pool(X), sc.pool2d("mean(x)", X, 2, 1))
+    assert torch.equal(copied(X), before)
+    assert "dilation=(1, 2)" in repr(layer)
+    copied.stride = (True, True)  # equal to (1, 1)
+    with pytest.raises(sc.ArgumentTypeError, match="stride must be an int"):
+        copied(X)
+
+
 def test_another_default_device_spoils_nothing(backend: str) -> None:
     with torch.device("meta"), contextlib.suppress(RuntimeError):
         sc.conv2d("sum(w*x)", X, W, backend=backend)
     for _ in range(2):
         output = sc.conv2d("sum(w*x)", X, W, backend=backend)
         torch.testing.assert_close(output, torch.nn.functional.conv2d(X, W))
+
+
+#: Options of functions with their defaults, as documented.
+OPTIONS = {"padding": 0, "dilation": 1, "padding_value": 0.0, "backend": "auto", "fast_math": False}
+
+
+@pytest.mark.parametrize("function", [sc.conv1d, sc.conv2d, sc.conv3d])
+def test_convolutions_show_their_options(function: Any) -> None:
+    shown = inspect.signature(function).parameters
+    others = {"stride": 1, "groups": 1, "padding_mode": "zeros", "kernel_size": None, "out_channels": None}
+    assert [*shown][:4] == ["kernel", "input", "weight", "bias"]
+    assert {name: each.default for name, each in shown.items() if each.kind is each.KEYWORD_ONLY} == OPTIONS | others
+    assert [*shown][-1] == "operands"
+    assert "padding_mode: 'str' = 'zeros'" in str(inspect.signature(function))
+
+
+@pytest.mark.parametrize("function", [sc.pool1d, sc.pool2d, sc.pool3d])
+def test_pools_show_their_options(function: Any) -> None:
+    shown = inspect.signature(function).parameters
+    defaults = {name: each.default for name, each in shown.items() if each.default is not each.empty}
+    assert [*shown][:6] == ["kernel", "input", "kernel_size", "stride", "padding", "dilation"]
+    assert defaults == OPTIONS | {"stride": None, "padding_mode": "ignore"}
+    assert [*shown][-1] == "operands"
+
+
+def test_the_options_shown_are_taken() -> None:
+    for function, operands in ((sc.conv2d, ("sum(w*x)", X, W)), (sc.pool2d, ("max(x)", X, 2))):
+        bound = inspect.signature(function).bind(*operands)
+        expected = function(*bound.args, **bound.kwargs)
+        bound.apply_defaults()
+        assert torch.equal(function(*bound.args, **bound.kwargs), expected)
 
 
 def test_operands_may_be_called_like_arguments_of_ours() -> None:

@@ -929,6 +929,7 @@ def test_the_layer_of_every_record(backend: str, name: str) -> None:
     record = OPERATORS[name]
     layer = layer_of(record, backend)
     assert isinstance(layer, sc.Pool2d if record.pools else sc.Conv2d)
+    assert record.kernel.signature.pools == record.pools
     channels = 3 if record.pools else layer.in_channels
     x = tame(record.domain, (2, channels, 9, 8)).requires_grad_()
     at = {"stride": layer.stride, "padding": layer.padding}
