@@ -43,6 +43,11 @@ class Function:
         native: SymPy's class, where `cls` is its kinked twin.
         flat: whether the derivative is 0 wherever it exists, so that no gradient passes.
         arity: how many arguments a formula may give, at least and at most.
+        heavy: whether it takes many instructions, more than a division or a root.
+        periodic: whether its argument loses its multiples of pi first.
+        bounded: whether a product may count on its absolute value being at most 1.
+        internal: whether only derivatives and lowered code contain it: their text is read back, but nobody is told
+            to use it.
     """
 
     name: str
@@ -55,6 +60,10 @@ class Function:
     native: type[sp.Basic] | None = None
     flat: bool = False
     arity: tuple[int, int] = (1, 1)
+    heavy: bool = False
+    periodic: bool = False
+    bounded: bool = False
+    internal: bool = False
 
 
 class Pointwise(sp.Function):  # type: ignore[misc]
@@ -221,24 +230,57 @@ _LINE = ((-2.0, 2.0),)
 _PLANE = ((-2.0, 2.0), (-2.0, 2.0))
 
 
-def _smooth(cls: type[sp.Basic], domain: tuple[tuple[float, float], ...] = _LINE, name: str = "") -> Function:
-    name = name or cls.__name__
-    return Function(name, cls, cls, f"torch.{name}({{0}})", getattr(torch, name), domain)
+def _smooth(cls: type[sp.Basic], domain: tuple[tuple[float, float], ...] = _LINE, **facts: Any) -> Function:
+    """The record of one of SymPy's smooth functions: a spelling is all it needs."""
+    name = cls.__name__
+    return Function(name, cls, cls, f"torch.{name}({{0}})", getattr(torch, name), domain, heavy=True, **facts)
 
+
+def _own(
+    cls: Any, spelling: str, reference: Callable[..., Any], domain: Any, kinks: tuple[float, ...] = (), **facts: Any
+) -> Function:
+    """The record of a class of our own that has the function's name and builds it."""
+    return Function(cls.__name__, cls, cls, spelling, reference, domain, kinks, **facts)
+
+
+#: The record of a part of derivatives or of lowered code.  One with a spelling is a function of the static header.
+_part = functools.partial(_own, internal=True)
 
 _RECORDS = (
-    # SymPy's smooth functions: a spelling is all they need.
-    *map(_smooth, (sp.exp, sp.sin, sp.cos, sp.atan, sp.sinh, sp.cosh, sp.tanh, sp.erf)),
-    _smooth(sp.tan, ((-1.2, 1.2),)),
+    # SymPy's smooth functions.
+    _smooth(sp.exp),
+    _smooth(sp.sin, periodic=True, bounded=True),
+    _smooth(sp.cos, periodic=True, bounded=True),
+    _smooth(sp.atan),
+    _smooth(sp.sinh),
+    _smooth(sp.cosh),
+    _smooth(sp.tanh, bounded=True),
+    _smooth(sp.erf, bounded=True),
+    _smooth(sp.tan, ((-1.2, 1.2),), periodic=True),
     _smooth(sp.log, ((0.3, 3.0),)),
     _smooth(sp.asin, ((-0.9, 0.9),)),
     _smooth(sp.acos, ((-0.9, 0.9),)),
     Function(
-        "atan2", sp.atan2, sp.atan2, "torch.atan2({0}, {1})", torch.atan2, ((0.2, 2.0), (-2.0, 2.0)), arity=(2, 2)
+        "atan2",
+        sp.atan2,
+        sp.atan2,
+        "torch.atan2({0}, {1})",
+        torch.atan2,
+        ((0.2, 2.0), (-2.0, 2.0)),
+        arity=(2, 2),
+        heavy=True,
     ),
     Function("sqrt", sp.sqrt, sp.Pow, "torch.sqrt({0})", torch.sqrt, ((0.2, 3.0),)),
     Function(
-        "pow", sp.Pow, power, "torch.pow({0}, {1})", torch.pow, ((0.2, 2.0), (-2.0, 2.0)), native=sp.Pow, arity=(2, 2)
+        "pow",
+        sp.Pow,
+        power,
+        "torch.pow({0}, {1})",
+        torch.pow,
+        ((0.2, 2.0), (-2.0, 2.0)),
+        native=sp.Pow,
+        arity=(2, 2),
+        heavy=True,
     ),
     # Kinked twins of SymPy's functions.
     Function("abs", sp.Abs, absolute, "torch.abs({0})", torch.abs, _LINE, (0.0,), native=sp.Abs),
@@ -259,52 +301,45 @@ _RECORDS = (
     Function("maximum", sp.Max, maximum, "torch.maximum({0}, {1})", torch.maximum, _PLANE, native=sp.Max, arity=(2, 2)),
     Function("minimum", sp.Min, minimum, "torch.minimum({0}, {1})", torch.minimum, _PLANE, native=sp.Min, arity=(2, 2)),
     # Functions of our own.
-    Function("round", round_, round_, "torch.round({0})", torch.round, _LINE, (-0.5, 0.5), flat=True),
-    Function("expm1", expm1, expm1, "torch.expm1({0})", torch.expm1, _LINE),
-    Function("log1p", log1p, log1p, "torch.log1p({0})", torch.log1p, ((-0.7, 2.0),)),
-    Function("sigmoid", sigmoid, sigmoid, "torch.sigmoid({0})", torch.sigmoid, _LINE),
-    Function("relu", relu, relu, "torch.relu({0})", torch.relu, _LINE, (0.0,)),
-    Function("silu", silu, silu, "", torch.nn.functional.silu, _LINE),
-    Function("gelu", gelu, gelu, "", torch.nn.functional.gelu, _LINE),
-    Function(
-        "softplus",
-        softplus,
+    _own(round_, "torch.round({0})", torch.round, _LINE, (-0.5, 0.5), flat=True),
+    _own(expm1, "torch.expm1({0})", torch.expm1, _LINE, heavy=True),
+    _own(log1p, "torch.log1p({0})", torch.log1p, ((-0.7, 2.0),), heavy=True),
+    _own(sigmoid, "torch.sigmoid({0})", torch.sigmoid, _LINE, heavy=True, bounded=True),
+    _own(relu, "torch.relu({0})", torch.relu, _LINE, (0.0,)),
+    _own(silu, "", torch.nn.functional.silu, _LINE),
+    _own(gelu, "", torch.nn.functional.gelu, _LINE),
+    _own(
         softplus,
         "torch.logaddexp({0}, torch.zeros_like({0}))",
         lambda z: torch.logaddexp(z, z.new_zeros(())),
         _LINE,
+        heavy=True,
     ),
-    Function("xlogx", xlogx, xlogx, "torch.special.xlogy({0}, {0})", lambda z: z * z.log(), ((0.2, 3.0),)),
-    Function("sinc", sinc, sinc, "torch.sinc({0})", torch.sinc, _LINE, (0.0,)),
-    Function("hypot", hypot, hypot, "torch.hypot({0}, {1})", torch.hypot, _PLANE, arity=(2, 2)),
-    Function(
-        "clip",
-        clip,
+    _own(xlogx, "torch.special.xlogy({0}, {0})", lambda z: z * z.log(), ((0.2, 3.0),), heavy=True),
+    _own(sinc, "torch.sinc({0})", torch.sinc, _LINE, (0.0,), heavy=True),
+    _own(hypot, "torch.hypot({0}, {1})", torch.hypot, _PLANE, arity=(2, 2)),
+    _own(
         clip,
         "torch.minimum(torch.maximum({0}, {1}), {2})",
         lambda z, lo, hi: torch.clip(z, lo, hi),
         ((-2.0, 2.0), (-1.0, -0.5), (0.5, 1.0)),
         arity=(3, 3),
     ),
-    Function("bspline", bspline, bspline, "", _reference_bspline, ((-2.5, 2.5), (3, 3)), arity=(2, 2)),
-    Function(
-        "custom_grad",
-        custom_grad,
+    _own(bspline, "", _reference_bspline, ((-2.5, 2.5), (3, 3)), arity=(2, 2)),
+    _own(
         custom_grad,
         "",
         lambda f, *rest: f.detach() + sum(g.detach() * (e - e.detach()) for e, g in zip(rest[::2], rest[1::2])),
         (),
         arity=(1, 1),
     ),
-    Function("ste", ste, ste, "", lambda hard, soft: hard.detach() + (soft - soft.detach()), (), arity=(2, 2)),
-    Function("detach", detach, detach, "", torch.Tensor.detach, ()),
+    _own(ste, "", lambda hard, soft: hard.detach() + (soft - soft.detach()), (), arity=(2, 2)),
+    _own(detach, "", torch.Tensor.detach, ()),
     #: A value with the axes of others besides its own: what a formula says varies, and SymPy has found to be constant.
-    Function("spread", spread, spread, "", lambda v, *like: v, (), arity=(2, 16)),
+    _part(spread, "", lambda v, *like: v, (), arity=(2, 16)),
     Function("where", case, where, "torch.where({0}, {1}, {2})", torch.where, (), arity=(3, 3)),
-    # Parts of derivatives and of lowered code.  Those with a spelling are functions of the static header.
-    Function(
-        "share",
-        share,
+    # Parts of derivatives and of lowered code.
+    _part(
         share,
         "share({0}, {1})",
         lambda a, b: torch.where(a > b, 1.0, torch.where(a == b, 0.5, 0.0)),
@@ -312,40 +347,17 @@ _RECORDS = (
         flat=True,
         arity=(2, 2),
     ),
-    Function("positive", positive, positive, "positive({0})", lambda z: (z > 0) * 1.0, _LINE, (0.0,), flat=True),
-    Function("is_zero", is_zero, is_zero, "is_zero({0})", lambda z: (z == 0) * 1.0, _LINE, (0.0,), flat=True),
-    Function("same", same, same, "same({0}, {1})", lambda a, b: (a == b) * 1.0, _PLANE, flat=True, arity=(2, 2)),
-    Function("reciprocal", reciprocal, reciprocal, "reciprocal({0})", lambda r: 1 / r, ((0.2, 2.0),)),
-    Function("shift", shift, shift, "shift({0})", lambda r: r, _LINE),
-    Function("finite", finite, finite, "finite({0})", lambda r: r, _LINE),
-    Function("less", less, less, "({0} - {1})", torch.sub, _PLANE, arity=(2, 2)),
-    Function("typed", typed, typed, "{1}.new_full((), {0})", lambda v, like: v, _PLANE, arity=(2, 2)),
-    Function(
-        "power_slope",
-        power_slope,
-        power_slope,
-        "",
-        lambda a, p: p * torch.pow(a, p - 1),
-        ((0.2, 2.0), (0.5, 2.0)),
-        arity=(2, 2),
-    ),
-    Function(
-        "power_log",
-        power_log,
-        power_log,
-        "",
-        lambda a, p: torch.pow(a, p) * torch.log(a),
-        ((0.2, 2.0), (0.5, 2.0)),
-        arity=(2, 2),
-    ),
-    Function(
-        "sinc_slope",
-        sinc_slope,
-        sinc_slope,
-        "",
-        lambda z: (torch.cos(torch.pi * z) - torch.sinc(z)) / z,
-        ((0.1, 2.0),),
-    ),
+    _part(positive, "positive({0})", lambda z: (z > 0) * 1.0, _LINE, (0.0,), flat=True),
+    _part(is_zero, "is_zero({0})", lambda z: (z == 0) * 1.0, _LINE, (0.0,), flat=True),
+    _part(same, "same({0}, {1})", lambda a, b: (a == b) * 1.0, _PLANE, flat=True, arity=(2, 2)),
+    _part(reciprocal, "reciprocal({0})", lambda r: 1 / r, ((0.2, 2.0),)),
+    _part(shift, "shift({0})", lambda r: r, _LINE),
+    _part(finite, "finite({0})", lambda r: r, _LINE),
+    _part(less, "({0} - {1})", torch.sub, _PLANE, arity=(2, 2)),
+    _part(typed, "{1}.new_full((), {0})", lambda v, like: v, _PLANE, arity=(2, 2)),
+    _part(power_slope, "", lambda a, p: p * torch.pow(a, p - 1), ((0.2, 2.0), (0.5, 2.0)), arity=(2, 2)),
+    _part(power_log, "", lambda a, p: torch.pow(a, p) * torch.log(a), ((0.2, 2.0), (0.5, 2.0)), arity=(2, 2)),
+    _part(sinc_slope, "", lambda z: (torch.cos(torch.pi * z) - torch.sinc(z)) / z, ((0.1, 2.0),)),
 )
 
 #: The functions of the language by name.  `max(a, b, ...)` and `min(a, b, ...)` build `maximum` and `minimum`.

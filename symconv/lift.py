@@ -13,13 +13,10 @@ from typing import Any
 
 import sympy as sp
 
-from .functions import is_below, sigmoid
+from .functions import BY_CLASS, is_below, sigmoid
 from .language.axes import Value, labels_of
 from .language.symbols import Operand, w
 from .operations import COSTLY, Block, count_operations
-
-#: Functions whose values are not above 1 or below -1.
-AT_MOST_1 = {sp.sin, sp.cos, sp.tanh, sp.erf, sigmoid}
 
 
 class Lifted(Value):
@@ -152,7 +149,7 @@ def is_at_most_1(factor: sp.Expr) -> bool:
         return rest.func == sigmoid or bool(rest.is_Pow and rest.exp == 2 and is_at_most_1(rest.base))
     if factor.func == sp.exp:  # exp(-(dx**2 + dy**2)/s**2)
         return all(is_at_most_0(term) for term in sp.Add.make_args(factor.args[0]))
-    return factor.func in AT_MOST_1
+    return factor.func in BY_CLASS and BY_CLASS[factor.func].bounded
 
 
 def is_at_most_0(term: sp.Expr) -> bool:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import sympy as sp
 
-from .functions import BY_CLASS
+from .functions import BY_CLASS, FUNCTIONS
 
-#: Operations that take many instructions.
-HEAVY = frozenset(
-    "exp log sin cos tan tanh sigmoid pow expm1 log1p softplus asin acos atan atan2 sinh cosh erf sinc".split()
-)
+#: Functions that take many instructions.
+HEAVY = frozenset(record.name for record in FUNCTIONS.values() if record.heavy)
 #: Those whose arguments lose their multiples of pi first.
-PERIODIC = frozenset({"sin", "cos", "tan"})
+PERIODIC = frozenset(record.name for record in FUNCTIONS.values() if record.periodic)
+#: Operations that are worth a value of their own, stored and loaded.
 COSTLY = HEAVY | {"div", "sqrt"}
 
 

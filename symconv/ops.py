@@ -66,8 +66,7 @@ def is_recorded() -> bool:
 
 
 def is_watched(tensors: Sequence[Tensor]) -> bool:
-    """Whether others than autograd carry out operators, or look on: a mode (fake tensors, `make_fx`, counters), or tensors
-    that have no memory of their own."""
+    """Whether others than autograd carry out operators or look on: a mode (fake tensors, `make_fx`), or the tensors."""
     return torch._C._len_torch_dispatch_stack() > 0 or any(
         type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ for tensor in tensors
     )
@@ -106,7 +105,9 @@ def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether nobody will ask for a derivative, of whatever kind, so that autograd need not be told."""
-    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack():
+    if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
+        return False
+    if torch._C._len_torch_dispatch_stack() > 0:
         return False
     learning = is_grad_enabled()
     for tensor in tensors:  # noqa: SIM110, a generator takes longer

@@ -80,6 +80,7 @@ class Reduction:
         zeros_matter: whether a zero from the padding changes the result where people do not expect it.
         arity: how many arguments a formula may give, without `weight`, at least and at most.
         weighted: whether it takes `weight=`, which is then its last argument.
+        internal: whether only derivatives contain it: their text is read back, but nobody is told to use it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Reduction:
     zeros_matter: bool = False
     arity: tuple[int, int] = (1, 1)
     weighted: bool = False
+    internal: bool = False
 
     @property
     def reduces(self) -> bool:
@@ -448,11 +450,12 @@ TRANSFORMS: dict[str, Reduction] = {
             lambda node, up: (node.twin(OthersSlope, node.args[0], up),),
             _lower_others,
             None,
+            internal=True,
         ),
-        Reduction("others_slope", OthersSlope, _refuse, _lower_others_slope, None, arity=(2, 2)),
-        Reduction("first_max", FirstMax, _flat, _lower_first, None),
-        Reduction("first_min", FirstMin, _flat, lambda acc, e: _lower_first(acc, -e), None),
-        Reduction("chosen", Chosen, _flat, _lower_chosen, None, arity=(1, 2)),
+        Reduction("others_slope", OthersSlope, _refuse, _lower_others_slope, None, arity=(2, 2), internal=True),
+        Reduction("first_max", FirstMax, _flat, _lower_first, None, internal=True),
+        Reduction("first_min", FirstMin, _flat, lambda acc, e: _lower_first(acc, -e), None, internal=True),
+        Reduction("chosen", Chosen, _flat, _lower_chosen, None, arity=(1, 2), internal=True),
         Reduction(
             "total",
             Total,

@@ -30,7 +30,7 @@ from symconv.backends.native_facts import Facts, facts_of
 from symconv.backends.native_schedule import Tiles
 from symconv.build.toolchain import find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
-from symconv.functions import BY_CLASS
+from symconv.functions import BY_CLASS, FUNCTIONS
 from symconv.geometry import Geometry
 from symconv.lower import lower
 from symconv.operations import HEAVY
@@ -112,6 +112,13 @@ def test_every_function_of_the_language_has_its_twin_in_the_header() -> None:
     missing = {name for name in printed if not re.search(rf"\b{name}\b[(),]", header)}
     assert not missing, f"templates/include/math.hpp lacks {missing}"
     assert printed > HEAVY
+
+
+def test_a_function_whose_twin_calls_a_heavy_one_is_heavy() -> None:
+    twin = re.compile(r"^SYMCONV_INLINE vec (\w+)\([^)]*\)(?: ({[^\n]*})|\n({\n.*?^}))", re.DOTALL | re.MULTILINE)
+    calls = re.compile(rf"\b(?:{'|'.join(HEAVY)})\(")
+    found = {name for name, *body in twin.findall(static_header("math.hpp")) if calls.search("".join(body))}
+    assert {"sigmoid", "softplus", "xlogx"} <= found & {*FUNCTIONS} <= HEAVY
 
 
 def test_words_of_cpp_are_names_like_others() -> None:

@@ -33,6 +33,7 @@ def lifted(text: str) -> tuple[set[str], set[str]]:
     ("text", "forward", "backward"),
     [
         ("sum(w*tanh(x))", {"tanh(x)"}, {"tanh(x)", "1 - tanh(x)**2"}),
+        ("sum(w*xlogx(x))", {"xlogx(x)"}, {"xlogx(x)", "log(x) + 1"}),
         ("sum(x*sigmoid(w))", {"sigmoid(w)"}, {"sigmoid(w)", "(1 - sigmoid(w))*sigmoid(w)"}),
         ("sum(w*x/(1 + x**2))", {"x/(x**2 + 1)"}, {"x/(x**2 + 1)", "-2*x**2/(x**2 + 1)**2 + 1/(x**2 + 1)"}),
         ("sum(w*exp(x[c, 0]))", {"exp(x[c, 0])"}, {"exp(x[c, 0])"}),

@@ -86,6 +86,12 @@ def test_twins_translate_both_ways(record: Function) -> None:
     assert native(kinked(expr)) == expr
 
 
+@pytest.mark.parametrize("record", [r for r in POINTWISE if r.bounded], ids=lambda record: record.name)
+def test_a_bounded_function_is_at_most_1(record: Function) -> None:
+    (values,) = (torch.linspace(low, high, 1001, dtype=torch.float64) * 1000 for low, high in record.domain)
+    assert record.reference(values).abs().max() <= 1
+
+
 #: What PyTorch computes over the last axis, for taps e and f (a weight, or the second argument).
 REDUCED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum(e)": lambda e, f: e.sum(-1),

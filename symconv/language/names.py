@@ -16,11 +16,8 @@ from .symbols import AXES, BUILTIN
 CONSTANTS: dict[str, sp.Expr] = {"pi": sp.pi, "inf": sp.oo}
 WINDOW_FUNCTIONS = REDUCTIONS | TRANSFORMS
 #: Functions that derivatives are written with: their text is read back, but nobody is told to use them.
-OF_DERIVATIVES = frozenset(
-    """
-    spread share positive is_zero same reciprocal shift finite less typed power_slope power_log sinc_slope
-    others others_slope first_max first_min chosen
-    """.split()
+OF_DERIVATIVES = frozenset(name for name, record in FUNCTIONS.items() if record.internal) | frozenset(
+    name for name, record in WINDOW_FUNCTIONS.items() if record.internal
 )
 #: Names that a declaration may not take: they mean something already, here, in PyTorch or in generated code.
 RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES, "Sum", "y")) | frozenset(
