@@ -90,7 +90,14 @@ def windows(options: Options, in_channels: int, image_size: tuple[int, ...]) -> 
         options.kernel_size, out_channels, stride, pairs if own else nothing, dilation, groups, mode == "ignore"
     )
     check_windows_fit(image_size, pairs, geometry, mode)
+    geometry = geometry._replace(stride=_felt(stride, geometry._replace(padding=pairs), image_size))
     return Windows(geometry, pairs, geometry._replace(padding=pairs).output_size(image_size))
+
+
+def _felt(stride: tuple[int, ...], geometry: Geometry, image_size: tuple[int, ...]) -> tuple[int, ...]:
+    """The stride, at most one that leaves a single window: what lies beyond is felt nowhere, and would take memory."""
+    spans = zip(stride, image_size, geometry.padding, geometry.dilation, geometry.kernel_size)
+    return tuple(s if s == 1 else min(s, i + sum(p) - d * (k - 1)) for s, i, p, d, k in spans)
 
 
 def collect(
@@ -151,6 +158,7 @@ def check_input(name: str, x: Any, rank: int) -> None:
     """Refuse what is not a floating-point image of the right number of axes."""
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(f"{name} must be a torch.Tensor, not {type(x).__name__}")
+    check_layout(name, x)
     if x.dim() not in (rank + 1, rank + 2):
         axes = "DHW"[3 - rank :]
         raise ArgumentError(
@@ -163,10 +171,18 @@ def check_input(name: str, x: Any, rank: int) -> None:
         raise ArgumentTypeError(f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; expected {allowed}: {hint}")
 
 
+def check_layout(name: str, value: Tensor) -> None:
+    """Refuse a tensor that is not numbers at strides: a sparse or nested one, or one of another library."""
+    if value.is_nested or value.layout != torch.strided:
+        kind = "is a nested tensor" if value.is_nested else f"has layout {value.layout}"
+        raise ArgumentTypeError(f"{name} {kind}; a dense one is needed: convert it, for example {name}.to_dense()")
+
+
 def check_tensor(name: str, value: Any, x: Tensor) -> None:
     """Refuse an operand that is no tensor, or of another dtype or device than the input."""
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
+    check_layout(name, value)
     if value.dtype != x.dtype:
         raise ArgumentTypeError(f"{name} has dtype {value.dtype} and input has {x.dtype}; they must be the same")
     if value.device != x.device:

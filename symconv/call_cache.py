@@ -69,9 +69,10 @@ def function_key(
 ) -> CallKey | None:
     """The key of a function's call, before anything was made of what the caller wrote; None if there is none.
 
-    While `torch.jit.trace` records, sizes are tensors, and the key is equal to no other.
+    While `torch.jit.trace` records, sizes are tensors, and the key is equal to no other; where `make_fx` and the like
+    look on, they may be symbols.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return None
     if isinstance(kernel, Kernel):
         kernel = kernel.text
@@ -89,7 +90,7 @@ def operand_key(given: Mapping[str, Any]) -> list[Any]:
     key: list[Any] = []
     for name, value in given.items():
         if isinstance(value, Tensor) and name not in BY_VALUE:
-            key += (name, value.shape, value.dtype, value.device)
+            key += (name, value.shape, value.dtype, value.device, value.layout)
         else:
             key += (name, repr(value))
     return key

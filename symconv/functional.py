@@ -189,8 +189,9 @@ def _conv_first(
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
         weight_given = given.get(name) if role == "weight" else None
         if isinstance(weight_given, Tensor) and weight_given.dim() == rank + 2 + bool(bank):
-            # While `torch.jit.trace` records, sizes are tensors.
-            out, _, *size = (int(n) if isinstance(n, Tensor) else n for n in weight_given.shape[bool(bank) :])
+            # While `torch.jit.trace` records, sizes are tensors, and symbols for `make_fx`.
+            shape = weight_given.shape[bool(bank) :]
+            out, _, *size = (int(n) if isinstance(n, (Tensor, torch.SymInt)) else n for n in shape)
             kernel_size = size if kernel_size is None else kernel_size
             out_channels = out if out_channels is None else out_channels
     if kernel_size is None or out_channels is None:
@@ -273,7 +274,7 @@ def run(
         key: of the call, where the caller has looked for it already.
     """
     given = autocast(signature, given)
-    if key is None and not torch.compiler.is_compiling():
+    if key is None and not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0):
         key = (signature.text, rank, options.spelled, *operand_key(given))
         if (output := cached_output(key, given)) is not None:
             return output

@@ -10,6 +10,9 @@ from .errors import ArgumentError, ArgumentTypeError
 
 IntOrInts: TypeAlias = int | Sequence[int]
 
+#: Along an axis of a padded image.
+MOST_PIXELS = 2**31 - 1
+
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular", "constant", "ignore")
 
 
@@ -138,6 +141,11 @@ def check_windows_fit(
         if padding_mode == "replicate" and size == 0 and max(sides) > 0:
             raise ArgumentError(f"an image of size {tuple(image_size)} has no border to replicate")
         extent = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1) + 1
+        if max(extent, size + sum(sides)) > MOST_PIXELS:
+            raise ArgumentError(
+                f"along axis {axis} the window spans {extent} pixels and the padded image {size + sum(sides)}: at most "
+                f"{MOST_PIXELS} are possible, so use less dilation or padding"
+            )
         if size + sum(sides) < extent:
             raise ArgumentError(
                 f"the window is larger than the image: along axis {axis} kernel_size {geometry.kernel_size[axis]} with "

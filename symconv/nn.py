@@ -32,7 +32,7 @@ class Positive(nn.Module):
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """What is learned, for a given value above 0."""
-        if not isinstance(value, Tensor) or not bool((value > 0).all()):
+        if not isinstance(value, Tensor) or not (value.is_meta or bool((value > 0).all())):
             raise ArgumentError(f"this parameter is positive: assign a tensor of values above 0, not {value}")
         above = (value - torch.finfo(value.dtype).eps).clamp(min=torch.finfo(value.dtype).tiny)
         return above + torch.log(-torch.expm1(-above))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from .backends import Compiled, backend
@@ -134,6 +134,8 @@ class Convolve(torch.autograd.Function):
         needs = tuple(name for name, needed in zip(names, ctx.needs_input_grad[2:]) if needed)
         if grad_output is None or not needs:
             return (None,) * (2 + len(names))
+        if peek_interpreter_stack() is not None or is_legacy_batchedtensor(grad_output):
+            raise DerivativeError("gradients of a batch of directions (is_grads_batched, vmap) are not supported")
         gradients = _apply(ConvolveBackward, ctx.call, needs, grad_output, *ctx.saved_tensors)
         return None, None, *_in_place(names, needs, gradients)
 
@@ -187,6 +189,13 @@ def _in_place(names: Sequence[str], needs: Sequence[str], gradients: Sequence[Te
 # -- The same under torch.compile, where a kernel is named by its formula ------------------------------------------
 
 
+def _call(formula: str, backend: str, fast_math: bool, numbers: list[float], geometry: list[int]) -> Call:
+    """The call that an operator's arguments stand for."""
+    if forward_ad._current_level >= 0:  # an operator of `torch.library` would give a tangent of zeros
+        raise DerivativeError("forward-mode derivatives (jvp) are not supported; use torch.autograd.grad")
+    return Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers), fast_math)
+
+
 @torch.library.custom_op("symconv::convolve", mutates_args=())
 def _convolve(
     formula: str,
@@ -197,7 +206,7 @@ def _convolve(
     geometry: list[int],
     tensors: list[Tensor],
 ) -> list[Tensor]:
-    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers), fast_math)
+    call = _call(formula, backend, fast_math, numbers, geometry)
     output, kept = call.compiled.forward(tensors, call.numbers, call.geometry)
     return [output, *kept]
 
@@ -212,7 +221,7 @@ def _(
     geometry: list[int],
     tensors: list[Tensor],
 ) -> list[Tensor]:
-    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers), fast_math)
+    call = _call(formula, backend, fast_math, numbers, geometry)
     x = tensors[0]
     shape = (x.shape[0], call.geometry.out_channels, *call.geometry.output_size(x.shape[2:]))
     dtypes = {"value": torch.promote_types(x.dtype, torch.float32), "position": torch.int32}
@@ -232,7 +241,7 @@ def _convolve_backward(
     tensors: list[Tensor],
     kept: list[Tensor],
 ) -> list[Tensor]:
-    call = Call(formula, backend, Geometry.from_numbers(geometry), tuple(numbers), fast_math)
+    call = _call(formula, backend, fast_math, numbers, geometry)
     gradients = call.compiled.backward(
         grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs.split(","))
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..errors import BackendError
 from ..geometry import Geometry
 from .native_facts import OTHER_CHANNELS, Facts
 
@@ -175,6 +176,23 @@ PACKED = ("weight", "bias", "param")
 NEGATED = "negated"
 #: Numbers per tensor: data, channels, group, and the steps along n, channel, tap, z, y, x.
 TENSOR = 9
+#: So many ways in which the tensors of one shape may lie a plan remembers.
+MAX_LAYOUTS = 256
+
+
+def in_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, if it has memory, or the zeros that one without any stands for where PyTorch adds up derivatives.
+
+    Raises:
+        BackendError: if it is neither.
+    """
+    if tensor.data_ptr() or tensor.numel() == 0:
+        return tensor
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    raise BackendError(
+        f"a {type(tensor).__name__} of shape {list(tensor.shape)} has no memory that a kernel could read"
+    )
 
 
 @dataclass(frozen=True)
@@ -225,11 +243,15 @@ class Plan:
             numbers = [n for tensor, each in zip(tensors, lying) for n in self._layout(tensor, *each)]
             found = (ctypes.c_int64 * len(numbers))(*numbers)
             if all(each is None or each is True or role not in PACKED for each, (role, _) in zip(said, lying)):
+                if len(self._layouts) >= MAX_LAYOUTS:  # of views, say, that are cut from images of many sizes
+                    self._layouts.clear()
                 self._layouts[said] = found
         arguments = type(found).from_buffer_copy(found)  # other threads may be calling
         for index, tensor in enumerate(tensors):
             if tensor is not None:
-                arguments[index * TENSOR] = tensor.data_ptr()
+                arguments[index * TENSOR] = address = tensor.data_ptr()
+                if address == 0 and tensor.numel() > 0:
+                    return self.arguments([each if each is None else in_memory(each) for each in tensors], lying)
         return arguments, tensors
 
     def _layout(self, tensor: torch.Tensor | None, role: str, axes: str) -> list[int]:
