@@ -88,7 +88,7 @@ class Accumulator:
         return (self.value,) if self.rank is None else (self.value, self.rank)
 
     def of(self, exprs: Mapping[sp.Expr, sp.Expr]) -> Accumulator:
-        """The same of other expressions."""
+        """The accumulator with each expression that goes in replaced by what `exprs` has for it."""
         return replace(self, value=exprs[self.value], rank=self.rank if self.rank is None else exprs[self.rank])
 
     def yielding(self, wanted: frozenset[sp.Symbol]) -> Accumulator:

@@ -92,7 +92,7 @@ def test_the_innermost_loop_loads_each_number_once(part: str, tmp_path: Path) ->
     subprocess.run([*shlex.split(toolchain.compiler), *command], cwd=tmp_path, check=True)
     down, across = {
         "forward_1": (tiles.filters, tiles.vectors),
-        "gradient_images": (tiles.image_taps, tiles.again),
+        "gradient_images": (tiles.image_taps, tiles.backward_vectors),
         "gradient_banks": (tiles.bank_filters, tiles.bank_taps),
     }[part]
     assembly = (tmp_path / "kernel.s").read_text()
@@ -547,7 +547,7 @@ def test_gradients_of_weights_sum_several_strips(
     wanted = {operand.name for operand in kernel.formula.operands}
     found = {}
     for backend, threads in (("torch", 1), ("cpp", 1), ("cpp", 2), ("cpp", 3)):
-        monkeypatch.setattr(cpp.CppKernel, "surroundings", lambda *_, threads=threads: threads)
+        monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_, threads=threads: threads)
         leaves = {name: each.to(x.dtype).requires_grad_() for name, each in given.items() if name in wanted}
         y = sc.conv2d(kernel, x, groups=2, padding=1, kernel_size=3, out_channels=96, **leaves, backend=backend)
         y.sin().sum().backward()
@@ -569,7 +569,7 @@ def test_gradients_of_images_need_no_zeros_to_be_added_to(
     """The first strip that sees a pixel writes it, whatever was in memory; all groups see the one channel of g."""
     plans: list[CppPlan] = []
     monkeypatch.setattr(cpp, "plan_of", lambda *given: plans.append(plan_of(*given)) or plans[-1])
-    monkeypatch.setattr(cpp.CppKernel, "surroundings", lambda *_: threads)
+    monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_: threads)
     empty = torch.empty
 
     def full_of_nan(*given: Any, **how: Any) -> torch.Tensor:

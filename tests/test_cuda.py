@@ -167,7 +167,7 @@ def test_flat_cuts_fit_and_fill_a_gpu(shape: tuple[int, ...], filters: int, dtyp
     assert cut is not None
     for each in cut.launches:
         assert each.geometry.strip % 32 == 0
-        assert 0 <= each.near <= (48 * 1024 if each.function.endswith("_weights") else STAGE + 512)
+        assert 0 <= each.shared_bytes <= (48 * 1024 if each.function.endswith("_weights") else STAGE + 512)
         assert each.blocks >= 1
     if shape[0] * shape[2] * shape[3] * filters >= 2**18 and dtype == torch.float32:
         assert max(each.blocks for each in cut.launches if "prepare" not in each.function) >= 96

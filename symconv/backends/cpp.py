@@ -74,19 +74,19 @@ class CppKernel(NativeKernel[CppPlan]):
         if facts.inference_state is not None:
             self.inference = "inference"
 
-    def surroundings(self, device: torch.device) -> int:
+    def plan_key(self, device: torch.device) -> int:
         """How many threads may share the work."""
         return 1 if _FORKED.is_set() else torch.get_num_threads()
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CppPlan:
         vector_bytes, x = find_toolchain().vector_bytes, tensors[0]
-        facts, threads = self._facts(direction), self.surroundings(x.device)
+        facts, threads = self._facts(direction), self.plan_key(x.device)
         tiles = tiles_of(facts, vector_bytes)
         function = self._library(direction, x.dtype, geometry.ignores_padding, ranked(self.facts, x, geometry))
         return plan_of(facts, direction, tiles, vector_bytes, tensors, geometry, threads, function)
 
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
-        arguments, held = plan.arguments(tensors, self.lying)
+        arguments, held = plan.arguments(tensors, self.roles_and_axes)
         values = (ctypes.c_double * len(numbers))(*numbers) if numbers else None
         scratch = plan.scratch(arguments)
         plan.function(plan.geometry, arguments, values, scratch.data_ptr())
@@ -108,10 +108,10 @@ class CppKernel(NativeKernel[CppPlan]):
     def _built(self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int) -> Any:
         facts = self._facts(direction)
         tiles, heavy = tiles_of(facts, toolchain.vector_bytes), facts.of(direction).heavy
-        forgets, direction = direction == "inference", direction.replace("inference", "forward")
+        keeps_nothing, direction = direction == "inference", direction.replace("inference", "forward")
         options = [
             *defines_of(direction, dtype, ignore, count),
-            *["-DSYMCONV_FORGETS"] * forgets,
+            *["-DSYMCONV_FORGETS"] * keeps_nothing,
             f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
             *tiles.options(),

@@ -141,7 +141,7 @@ def plan_of(
         by_filters,
         by_positions,
         more_strips,
-        ctypes.pointer(layer.line.told(strip, filter_step, **chosen)),
+        ctypes.pointer(layer.line.native_geometry(strip, filter_step, **chosen)),
         function,
     )
 
@@ -194,7 +194,7 @@ class _Layer:
     @property
     def step(self) -> int:
         """Places of a tile of vectors, of which a strip is a multiple."""
-        return self.width * (self.tiles.again if self.backward else self.tiles.vectors)
+        return self.width * (self.tiles.backward_vectors if self.backward else self.tiles.vectors)
 
     @property
     def budget(self) -> int:
@@ -250,7 +250,7 @@ class _Layer:
         few = self.filters < FEW_FILTERS and 2 * strip >= self.filters * self.line.halo
         if not (self.backward and self.facts.gathers and few) or self.by_positions():
             return 0
-        tile = (self.tiles.image_taps * self.tiles.again + 1) * self.width
+        tile = (self.tiles.image_taps * self.tiles.backward_vectors + 1) * self.width
         margin = -(-(self.line.halo + tile) // self.width) * self.width
         return margin if self.per_filter * self.filters * 2 * margin <= self.budget // 4 else 0
 

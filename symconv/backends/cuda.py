@@ -49,8 +49,8 @@ class Module(Protocol):
 
     spilled: Sequence[str]
 
-    def launch(self, function: str, blocks: int, threads: int, near: int, call: bytes) -> None:
-        """Run a function in `blocks` blocks of `threads` threads, with `near` bytes of shared memory for each block;
+    def launch(self, function: str, blocks: int, threads: int, shared_bytes: int, call: bytes) -> None:
+        """Run a function in `blocks` blocks of `threads` threads, with so many bytes of shared memory for each block;
         `call` is its argument."""
 
 
@@ -197,7 +197,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
         super().__init__(text, title, source, facts, fast_math)
         self._modules: dict[tuple[Any, ...], Module] = {}
         #: The role of each tensor of a call that is a gradient; None for the others.
-        self._roles = [*[None] * (len(self.lying) - len(facts.tensors)), *facts.roles]
+        self._roles = [*[None] * (len(self.roles_and_axes) - len(facts.tensors)), *facts.roles]
 
     # -- What differs between a GPU and its emulation ----------------------------------------------------------------
 
@@ -217,7 +217,7 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
     # -- Calls -------------------------------------------------------------------------------------------------------
 
-    def surroundings(self, device: torch.device) -> torch.device:
+    def plan_key(self, device: torch.device) -> torch.device:
         """The device: each has its own size, and architecture."""
         return device
 
@@ -231,9 +231,9 @@ class CudaKernel(NativeKernel[CudaPlan]):
             return module, module.spilled
 
         cut, module = fitted(cuts, made)
-        told = cut.launches[0].geometry
-        output = geometry.output_shape(x.shape)
-        return CudaPlan(told.strip, told.filter_step, output, geometry.groups, direction, cut, module, x.device)
+        native, output_shape = cut.launches[0].geometry, geometry.output_shape(x.shape)
+        steps = native.strip, native.filter_step
+        return CudaPlan(*steps, output_shape, geometry.groups, direction, cut, module, x.device)
 
     def _module(self, direction: str, device: torch.device, dtype: torch.dtype, cut: Cut) -> Module:
         key = device, cut.options
@@ -244,14 +244,14 @@ class CudaKernel(NativeKernel[CudaPlan]):
             return self._modules[key]
 
     def call(self, plan: CudaPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
-        x, (arguments, held) = tensors[0], plan.arguments(tensors, self.lying)
+        x, (arguments, held) = tensors[0], plan.arguments(tensors, self.roles_and_axes)
         assert x is not None
         gradients = [None if each is None else role for role, each in zip(self._roles, tensors)]
 
         def launch(each: Packed, scratch: torch.Tensor) -> None:
             what = each.launch
             argument = each.argument(scratch.data_ptr(), numbers, arguments)
-            plan.module.launch(what.function, what.blocks, what.threads, what.near, argument)
+            plan.module.launch(what.function, what.blocks, what.threads, what.shared_bytes, argument)
 
         with self.on(plan.device):
             if not plan.scratch:  # once per shape: how much memory it takes is known to the generated code
@@ -267,7 +267,10 @@ class CudaKernel(NativeKernel[CudaPlan]):
 
 
 class EmulatedKernel(CudaKernel):
-    """The same on the CPU.  All memory is full of NaN beforehand, so that what is read before it is written shows."""
+    """A generated CUDA file on the CPU.
+
+    All memory is full of NaN beforehand, so that what is read before it is written shows.
+    """
 
     def processors(self, device: torch.device) -> int:
         return 2

@@ -261,20 +261,20 @@ def per_tap(sweep: dict[str, Any]) -> int:
     return sum(bank["per_tap"] for bank in sweep["banks"])
 
 
-def forward_facts(told: dict[str, Any]) -> FlatForward:
+def forward_facts(context: dict[str, Any]) -> FlatForward:
     """What a plan needs to know of a flat forward pass, from what its template is told."""
-    return FlatForward(tables=len(told["images"]), weights=per_tap(told), sets=told["sets"])
+    return FlatForward(tables=len(context["images"]), weights=per_tap(context), sets=context["sets"])
 
 
-def backward_facts(told: dict[str, Any]) -> FlatBackward:
+def backward_facts(context: dict[str, Any]) -> FlatBackward:
     """What a plan needs to know of a flat backward pass, from what its template is told."""
-    banks, pixels = told["banks"], told["pixels"]
+    banks, pixels = context["banks"], context["pixels"]
     return FlatBackward(
         sets=max((each["sets"] for each in banks), default=0),
-        values=len(told["slots"]),
+        values=len(context["slots"]),
         pixel_sums=len(pixels["sinks"]) if pixels else 0,
         pixel_weights=per_tap(pixels) if pixels else 0,
         weight_sums=max((len(each["sinks"]) for each in banks), default=0),
         weight_weights=max(map(per_tap, banks), default=0),
-        counts=any(each["counts"] for each in (*banks, *told["befores"], *filter(None, [pixels]))),
+        counts=any(each["counts"] for each in (*banks, *context["befores"], *filter(None, [pixels]))),
     )

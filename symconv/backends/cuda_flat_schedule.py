@@ -32,11 +32,11 @@ WEIGHT_STAGE = 48 * 1024
 #: Bytes beside them, for `Windows`.
 WINDOWS = 512
 #: Instructions that it takes a warp to begin and to end; the vectors of windows or pixels that they count as, at least.
-BESIDE, LEAST_BESIDE = 500, 0.5
+WARP_COST, LEAST_WARP_COST = 500, 0.5
 #: Windows of a strip of the gradients of weights, at most, and blocks that share them.
 WEIGHT_STRIP, SHARES = 256, 128
 #: Instructions of a thread: to stage a number, around the arithmetic of a turn, and to begin with a strip.
-STAGING, AROUND, MEETING = 20, 10, 100
+STAGING_COST, TURN_COST, STRIP_COST = 20, 10, 100
 
 
 class Tile(NamedTuple):
@@ -104,7 +104,7 @@ def narrowed(tile: Tile, length: int, others: int, count: int, processors: int, 
         processors: that share the blocks.
         each: instructions for a result.
     """
-    beside = max(BESIDE / (tile.first * each), LEAST_BESIDE)
+    beside = max(WARP_COST / (tile.first * each), LEAST_WARP_COST)
     ranges = others * -(-count // (tile.first * tile.rows))
 
     def rounds(vectors: int) -> float:
@@ -214,9 +214,9 @@ class _Shape:
         }
         return ("-DFLAT", *[f"-D{name}={value}" for name, value in named.items()])
 
-    def launched(self, function: str, units: int, told: NativeGeometry) -> Launch:
+    def launched(self, function: str, units: int, native: NativeGeometry) -> Launch:
         room = self.processors * self.blocks_at_a_time
-        return Launch(function, max(min(units, room), 1), THREADS, told)
+        return Launch(function, max(min(units, room), 1), THREADS, native)
 
     def forward(self, flat: FlatForward, vectors: int = 8) -> Cut | None:
         """The cut with up to so many vectors in a tile, fewer where shared memory has no room for their planes."""
@@ -229,13 +229,13 @@ class _Shape:
         strip, step = tile.columns * tile.second * WARP, tile.first * tile.rows
         beside = self.planes(strip) if self.geometry.ignores_padding else 0
         tables = (flat.tables + self.geometry.ignores_padding) * self.taps
-        stage, near = self.staged(beside, flat.sets * self.planes(strip), tables, self.channels)
+        stage, shared_bytes = self.staged(beside, flat.sets * self.planes(strip), tables, self.channels)
         if stage < 1:
             return self.forward(flat, tile.second // 2) if tile.second > 1 else None
         units = lines * -(-self.line.length // strip) * -(-self.filters // step)
-        told = self.line.told(strip, step)
-        launch = self.launched("symconv_forward", units, told)._replace(near=near, stage=stage)
-        prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, near=0)
+        native = self.line.native_geometry(strip, step)
+        launch = self.launched("symconv_forward", units, native)._replace(shared_bytes=shared_bytes, stage=stage)
+        prepare = launch._replace(function="symconv_forward_prepare", blocks=2 * self.processors, shared_bytes=0)
         defines = self.defines(FORWARD_FILTERS=tile.first, FORWARD_VECTORS=tile.second)
         return Cut(defines, (prepare, launch), self.taps_at_a_time(flat))
 
@@ -263,7 +263,7 @@ class _Shape:
             return None
         tiles |= weights.tiles
         launch = weights.launch
-        beside = launch._replace(blocks=2 * self.processors, near=0)
+        beside = launch._replace(blocks=2 * self.processors, shared_bytes=0)
         prepare = beside._replace(function="symconv_backward_prepare", gradients=None)
         gather = beside._replace(function="symconv_backward_gather")
         launches = [prepare, *launches, launch, gather]
@@ -277,12 +277,12 @@ class _Shape:
         tile = narrowed(tile, length, lines, self.channels, self.processors, each)
         strip = tile.columns * tile.second * WARP
         wide = strip + self.line.halo
-        stage, near = self.staged(2 * self.taps, values * wide, 0, self.filters, wide)
+        stage, shared_bytes = self.staged(2 * self.taps, values * wide, 0, self.filters, wide)
         if stage < 1:
             return self._pixels(tile._replace(second=tile.second // 2), values) if tile.second > 1 else None
         units = lines * -(-length // strip) * -(-self.channels // (tile.first * tile.rows))
-        launch = self.launched("symconv_backward_pixels", units, self.line.told(strip, 1))
-        return tile, launch._replace(near=near, stage=stage, gradients=("input",))
+        launch = self.launched("symconv_backward_pixels", units, self.line.native_geometry(strip, 1))
+        return tile, launch._replace(shared_bytes=shared_bytes, stage=stage, gradients=("input",))
 
     def _weights(self, room: int, flat: FlatBackward) -> Banks | None:
         """The tiles with which the gradients of weights are soonest done: the same ones for every size of a batch."""
@@ -306,13 +306,13 @@ class _Shape:
             planes = (most + self.geometry.ignores_padding) * self.planes(strip)
             return planes + (flat.values * step + 1) * (strip + WARP // down)
 
-        def near(strip: int) -> int:
+        def shared_bytes(strip: int) -> int:
             return WINDOWS + 2 * staged(strip) * self.real
 
         strip = min(WEIGHT_STRIP, -(-self.line.length // WARP) * WARP)
-        while strip > WARP and near(strip) > WEIGHT_STAGE:
+        while strip > WARP and shared_bytes(strip) > WEIGHT_STAGE:
             strip = -(-strip // (2 * WARP)) * WARP
-        if near(strip) > WEIGHT_STAGE:
+        if shared_bytes(strip) > WEIGHT_STAGE:
             return None
         strips = self.batch * self.line.lines * -(-self.line.length // strip)
         ranges = self.geometry.groups * -(-self.filters // step)
@@ -326,14 +326,14 @@ class _Shape:
         shares = min(range(1, most_shares + 1), key=lambda n: (rounds(n), n))
         slices = WEIGHT_WARPS // (rows * columns)
         turns = -(-strip * down * across // (WARP * slices))
-        arithmetic = turns * (first * second * max(self.facts.backward.cost, 1) + first + second + AROUND)
-        cost = units / strip * (arithmetic + staged(strip) / WEIGHT_THREADS * STAGING + MEETING)
+        arithmetic = turns * (first * second * max(self.facts.backward.cost, 1) + first + second + TURN_COST)
+        cost = units / strip * (arithmetic + staged(strip) / WEIGHT_THREADS * STAGING_COST + STRIP_COST)
         launch = Launch(
             "symconv_backward_weights",
             min(units * shares, together),
             WEIGHT_THREADS,
-            self.line.told(strip, step),
-            near=near(strip),
+            self.line.native_geometry(strip, step),
+            shared_bytes=shared_bytes(strip),
             columns=columns,
             gradients=("weight", "bias", "param"),
         )

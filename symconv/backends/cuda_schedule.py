@@ -24,7 +24,7 @@ WARP, THREADS = 32, 128
 #: block has its own, and all blocks together should find room in the second-level cache.
 STRIP, MEMORY = 256, 128 * 1024
 #: What it takes a block to read the pixels of a strip, in filters.
-READING = 4
+READING_COST = 4
 
 
 def tiles_of(facts: Facts) -> Tiles:
@@ -62,7 +62,7 @@ class Launch(NamedTuple):
         geometry: the strips and the geometry, as kernels read them.
         colour, colours: which strips: those whose number leaves `colour` when divided by `colours`.
         gradients: the roles of operands whose gradients are its work; None if it is always there, for all tensors.
-        near: bytes of shared memory.
+        shared_bytes: bytes of shared memory.
         stage, columns: of a flat kernel, see `stages.hpp`: channels or filters of a stage, warps side by side.
     """
 
@@ -73,7 +73,7 @@ class Launch(NamedTuple):
     colour: int = 0
     colours: int = 1
     gradients: tuple[str, ...] | None = None
-    near: int = 0
+    shared_bytes: int = 0
     stage: int = 0
     columns: int = 1
 
@@ -180,11 +180,11 @@ def _filter_step(filters: int, tile: int, most: int, units: int, room: int) -> i
     """The filters of a range: those for which the blocks are done soonest.
 
     Each of `units` strips is the work of a block for each range, `room` blocks run at a time, and every block reads its
-    pixels first, which takes about as long as `READING` filters.
+    pixels first, which takes about as long as `READING_COST` filters.
     """
     candidates = {min(max(-(-filters // parts) // tile, 1) * tile, filters) for parts in range(1, filters + 1)}
     allowed = [step for step in candidates if step <= most] or [min(candidates)]
-    return min(allowed, key=lambda step: (-(-units * -(-filters // step) // room) * (step + READING), -step))
+    return min(allowed, key=lambda step: (-(-units * -(-filters // step) // room) * (step + READING_COST), -step))
 
 
 def block_cut(
@@ -201,7 +201,7 @@ def block_cut(
     per_filter = work.per_window + work.per_channel * max(channels) + work.per_tap * math.prod(geometry.kernel_size)
     per_filter *= real
 
-    step = WARP * (tiles.again if backward else tiles.vectors)
+    step = WARP * (tiles.backward_vectors if backward else tiles.vectors)
     strip = min(STRIP, -(-line.length // step) * step)
     while strip > step and per_place * (strip + line.halo) + per_filter * tiles.filters * strip > MEMORY:
         strip = -(-strip // (2 * step)) * step
@@ -214,21 +214,22 @@ def block_cut(
     filter_step = _filter_step(filters, tiles.filters, most, strips * geometry.groups, room)
     ranges = geometry.groups * -(-filters // filter_step)
     blocks = min(max(strips * ranges, 1), room)
-    told = line.told(strip, filter_step)
+    native = line.native_geometry(strip, filter_step)
     defines = (
         f"-DTHREADS={THREADS}",
         f"-DBLOCKS_AT_A_TIME={blocks_at_a_time(facts, direction)}",
         *tiles.options(),
     )
     taps = taps_at_a_time(facts, direction)
-    prepare = Launch(f"symconv_{direction}_prepare", blocks, THREADS, told)
+    prepare = Launch(f"symconv_{direction}_prepare", blocks, THREADS, native)
     if not backward:
         return Cut(defines, (prepare, prepare._replace(function="symconv_forward")), taps, blocks=blocks)
     apart = (line.reach[0] + 1) * pieces if line.reach[0] else -(-line.halo // strip) + 1
     colours = min(apart, max(line.lines * pieces, 1))
-    images = Launch("symconv_backward_images", blocks, THREADS, told, colours=colours, gradients=("input", "field"))
+    images = Launch("symconv_backward_images", blocks, THREADS, native, colours=colours, gradients=("input", "field"))
     shares = min(max(room // ranges, 1), max(strips, 1))  # one more would not be done sooner: it takes a second round
-    weights = Launch("symconv_backward_weights", shares * ranges, THREADS, told, gradients=("weight", "bias", "param"))
+    banks = "weight", "bias", "param"
+    weights = Launch("symconv_backward_weights", shares * ranges, THREADS, native, gradients=banks)
     gather = weights._replace(function="symconv_backward_gather", blocks=blocks)
     by_colour = [images._replace(colour=colour) for colour in range(colours)]
     return Cut(defines, (prepare, *by_colour, weights, gather), taps, shares, max(blocks, shares * ranges))

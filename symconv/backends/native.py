@@ -68,14 +68,14 @@ class NativeKernel(Generic[P]):
         self._plans: dict[tuple[Any, ...], P | None] = {}
         self._lock = ForkSafeLock()
         operands, values = [*zip(facts.roles, facts.axes)], [("values", "o")] * (1 + len(facts.kept))
-        #: The role and the axes of each tensor of a call, in its order.
-        self.lying = [*operands, *values, *operands]
+        #: For each tensor of a call, in its order: its role, and the axes of one element.
+        self.roles_and_axes = [*operands, *values, *operands]
 
     #: What `planned` is asked for where nothing is kept: "forward", or a pass of its own.
     inference = "forward"
 
-    def surroundings(self, device: torch.device) -> Any:
-        """What a plan depends on besides shapes."""
+    def plan_key(self, device: torch.device) -> Any:
+        """What the plans for a device depend on besides shapes."""
         raise NotImplementedError
 
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> P:
@@ -88,7 +88,7 @@ class NativeKernel(Generic[P]):
         raise NotImplementedError
 
     def call(self, plan: P, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
-        """Carry out a call, for the tensors in the order of `lying`."""
+        """Carry out a call, for the tensors in the order of `roles_and_axes`."""
         raise NotImplementedError
 
     def empty(self, x: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -100,7 +100,7 @@ class NativeKernel(Generic[P]):
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         plan = self._plan("forward", tensors, geometry)
         if plan is None:
-            return self._instead.forward(tensors, numbers, geometry)
+            return self._fallback.forward(tensors, numbers, geometry)
         kept = []
         for kind in self.kept:
             dtype = torch.int32 if kind == "position" else torch.promote_types(tensors[0].dtype, torch.float32)
@@ -121,13 +121,13 @@ class NativeKernel(Generic[P]):
     def repeated(
         self, tensors: Sequence[torch.Tensor], numbers: Sequence[float], geometry: Geometry
     ) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-        where, plan = self.surroundings(tensors[0].device), self._plan(self.inference, tensors, geometry)
+        key, plan = self.plan_key(tensors[0].device), self._plan(self.inference, tensors, geometry)
         nothing = (None,) * len(self.kept)
 
         def output(given: Sequence[torch.Tensor]) -> torch.Tensor:
-            now = plan if self.surroundings(given[0].device) == where else self._plan(self.inference, given, geometry)
+            now = plan if self.plan_key(given[0].device) == key else self._plan(self.inference, given, geometry)
             if now is None:
-                return self._instead.forward(given, numbers, geometry)[0]
+                return self._fallback.forward(given, numbers, geometry)[0]
             return self._output(now, given, nothing, numbers)
 
         return output
@@ -143,7 +143,7 @@ class NativeKernel(Generic[P]):
     ) -> tuple[torch.Tensor | None, ...]:
         plan = self._plan("backward", tensors, geometry)
         if plan is None:
-            return self._instead.backward(grad_output, kept, tensors, numbers, geometry, needs)
+            return self._fallback.backward(grad_output, kept, tensors, numbers, geometry, needs)
         x = tensors[0]
         real = torch.promote_types(x.dtype, torch.float32)
         gradients: list[torch.Tensor | None] = []
@@ -156,14 +156,14 @@ class NativeKernel(Generic[P]):
         return tuple(each if each is None or each.dtype == x.dtype else each.to(x.dtype) for each in gradients)
 
     @functools.cached_property
-    def _instead(self) -> Compiled:
+    def _fallback(self) -> Compiled:
         """The same kernel on the torch backend, which needs no compiler; both keep the same for a backward pass."""
         return backend("torch").compile(kernel_of(self.text))
 
     def _plan(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> P | None:
         """The plan of a call; None where it cannot be built or its shapes are refused."""
         x = tensors[0]
-        key = (direction, geometry, self.surroundings(x.device), x.dtype, *[each.shape for each in tensors])
+        key = (direction, geometry, self.plan_key(x.device), x.dtype, *[each.shape for each in tensors])
         found = self._plans.get(key)
         if found is not None or self._broken or key in self._plans:
             return found

@@ -27,7 +27,7 @@ class Tiles:
     Args:
         filters, vectors: of a tile of the forward pass.
         row: vectors of a tile of one filter.
-        again: vectors of a tile of sweeps that the backward pass repeats.
+        backward_vectors: vectors of a tile of sweeps of the backward pass.
         image_taps: taps of a tile of the gradients of images.
         bank_filters, bank_taps: of a tile of the gradients of weights.
     """
@@ -35,7 +35,7 @@ class Tiles:
     filters: int
     vectors: int
     row: int
-    again: int
+    backward_vectors: int
     image_taps: int
     bank_filters: int
     bank_taps: int
@@ -47,8 +47,8 @@ class Tiles:
             "FORWARD_VECTORS": self.vectors,
             "FORWARD_ROW": self.row,
             "BACKWARD_FILTERS": 1,
-            "BACKWARD_VECTORS": self.again,
-            "BACKWARD_ROW": self.again,
+            "BACKWARD_VECTORS": self.backward_vectors,
+            "BACKWARD_ROW": self.backward_vectors,
             "IMAGE_TAPS": self.image_taps,
             "BANK_FILTERS": self.bank_filters,
             "BANK_TAPS": self.bank_taps,
@@ -109,17 +109,17 @@ class Line:
     @property
     def sees_all(self) -> bool:
         """Whether each pixel of the image lies in a plane of the one line that there is."""
-        told = self.geometry
-        if (told.image[0], told.size[0], told.kernel[0], told.before[0]) != (1, 1, 1, 0):
+        native = self.geometry
+        if (native.image[0], native.size[0], native.kernel[0], native.before[0]) != (1, 1, 1, 0):
             return False
         for axis in (1, 2):
-            stride, taps = told.stride[axis], told.kernel[axis]
-            whole = taps >= stride and math.gcd(told.dilation[axis], stride) == 1
-            if not whole or (told.size[axis] + self.reach[axis]) * stride < told.image[axis] + told.before[axis]:
+            stride, taps = native.stride[axis], native.kernel[axis]
+            whole = taps >= stride and math.gcd(native.dilation[axis], stride) == 1
+            if not whole or (native.size[axis] + self.reach[axis]) * stride < native.image[axis] + native.before[axis]:
                 return False
         return True
 
-    def told(self, strip: int, filter_step: int, **chosen: int) -> NativeGeometry:
+    def native_geometry(self, strip: int, filter_step: int, **chosen: int) -> NativeGeometry:
         """The geometry, with what a plan has chosen."""
         geometry = NativeGeometry.from_buffer_copy(self.geometry)
         for name, value in {"strip": strip, "filter_step": filter_step, **chosen}.items():
@@ -138,7 +138,7 @@ def line_of(x: torch.Tensor, geometry: Geometry) -> Line:
     image, size = axes(x.shape[2:], 1), axes(geometry.output_size(x.shape[2:]), 1)
     z, y, across = ((k - 1) * d // s for k, d, s in zip(kernel, dilation, stride))
     residues = [len({t * d % s for t in range(k)}) for k, d, s in zip(kernel[1:], dilation[1:], stride[1:])]
-    told = NativeGeometry(
+    native = NativeGeometry(
         x.shape[0],
         geometry.groups,
         geometry.out_channels // geometry.groups,
@@ -148,7 +148,7 @@ def line_of(x: torch.Tensor, geometry: Geometry) -> Line:
         (ctypes.c_int64 * 3)(*dilation),
     )
     pitch = size[2] + across
-    return Line(told, pitch, (size[1] - 1) * pitch + size[2], (z, y, across), kernel[0] * math.prod(residues))
+    return Line(native, pitch, (size[1] - 1) * pitch + size[2], (z, y, across), kernel[0] * math.prod(residues))
 
 
 #: So many values at most are put in order in registers.
@@ -218,13 +218,13 @@ class Plan:
         return False
 
     def arguments(
-        self, tensors: Sequence[torch.Tensor | None], lying: Sequence[tuple[str, str]]
+        self, tensors: Sequence[torch.Tensor | None], roles_and_axes: Sequence[tuple[str, str]]
     ) -> tuple[Any, Sequence[torch.Tensor | None]]:
         """The tensors as the library reads them, and those that must live until it returns.
 
         Args:
             tensors: operands, values per window, gradients; None for a gradient that is not wanted.
-            lying: the role and the axes of each.
+            roles_and_axes: of each.
         """
         said = tuple(
             [
@@ -233,16 +233,16 @@ class Plan:
             ]
         )
         if NEGATED in said:
-            return self.arguments([each if each is None else each.resolve_neg() for each in tensors], lying)
+            return self.arguments([each if each is None else each.resolve_neg() for each in tensors], roles_and_axes)
         found = self._layouts.get(said)
         if found is None:
             tensors = [
                 tensor.contiguous() if tensor is not None and role in PACKED else tensor
-                for tensor, (role, _) in zip(tensors, lying)
+                for tensor, (role, _) in zip(tensors, roles_and_axes)
             ]
-            numbers = [n for tensor, each in zip(tensors, lying) for n in self._layout(tensor, *each)]
+            numbers = [n for tensor, each in zip(tensors, roles_and_axes) for n in self._layout(tensor, *each)]
             found = (ctypes.c_int64 * len(numbers))(*numbers)
-            if all(each is None or each is True or role not in PACKED for each, (role, _) in zip(said, lying)):
+            if all(each is None or each is True or role not in PACKED for each, (role, _) in zip(said, roles_and_axes)):
                 if len(self._layouts) >= MAX_LAYOUTS:  # of views, say, that are cut from images of many sizes
                     self._layouts.clear()
                 self._layouts[said] = found
@@ -251,7 +251,9 @@ class Plan:
             if tensor is not None:
                 arguments[index * TENSOR] = address = tensor.data_ptr()
                 if address == 0 and tensor.numel() > 0:
-                    return self.arguments([each if each is None else in_memory(each) for each in tensors], lying)
+                    return self.arguments(
+                        [each if each is None else in_memory(each) for each in tensors], roles_and_axes
+                    )
         return arguments, tensors
 
     def _layout(self, tensor: torch.Tensor | None, role: str, axes: str) -> list[int]:

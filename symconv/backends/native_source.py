@@ -423,12 +423,12 @@ class Backward(Pass):
     name, doc, block = "backward", "The gradients; tap values are computed again.", "1"
 
     def named_sweeps(self) -> dict[str, Sweep]:
-        again = [sweep for sweep in self.schedule.backward if not sweep.gradients]
+        repeated = [sweep for sweep in self.schedule.backward if not sweep.gradients]
         gradients = [sweep for sweep in self.schedule.backward if sweep.gradients]
         if self.schedule.window_gradients:
             nothing, at_windows = NOTHING, self.schedule.at_windows
             gradients.append(Sweep(WINDOW, (), nothing, at_windows, gradients=self.schedule.window_gradients))
-        named = {f"backward_{k}": sweep for k, sweep in enumerate(again, 1)}
+        named = {f"backward_{k}": sweep for k, sweep in enumerate(repeated, 1)}
         return named | {f"gradient_{k}" if len(gradients) > 1 else "gradient": s for k, s in enumerate(gradients, 1)}
 
     def context(self) -> dict[str, Any]:

@@ -72,11 +72,11 @@ class TorchKernel:
     """A generated PyTorch module, loaded."""
 
     def __init__(self, source: str, facts: str) -> None:
-        told = json.loads(facts)
+        read = json.loads(facts)
         self.source = source
-        self.kept = tuple(told["kept"])
-        self.has_gradient = frozenset(told["has_gradient"])
-        self.inputs = tuple(told["inputs"])
+        self.kept = tuple(read["kept"])
+        self.has_gradient = frozenset(read["has_gradient"])
+        self.inputs = tuple(read["inputs"])
         self._module = load(source)
 
     def forward(

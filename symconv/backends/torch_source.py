@@ -86,8 +86,8 @@ class _Printed:
         forward = [self.sweep(sweep, f"forward_{k}") for k, sweep in enumerate(schedule.forward, 1)]
         output = self.function("combine", "The output, from what the window's taps gave.", schedule.output)
         gradient_sweeps = sum(bool(sweep.gradients) for sweep in schedule.backward)
-        again = len(schedule.backward) - gradient_sweeps
-        names = [f"backward_{k + 1}" for k in range(again)]
+        repeated = len(schedule.backward) - gradient_sweeps
+        names = [f"backward_{k + 1}" for k in range(repeated)]
         names += ["gradient"] if gradient_sweeps == 1 else [f"gradient_{k + 1}" for k in range(gradient_sweeps)]
         backward = [self.sweep(sweep, name) for sweep, name in zip(schedule.backward, names)]
         at_windows = self.function(

@@ -51,9 +51,9 @@ class LoadedModule:
         torch.cuda.init()
         (self._library,) = self._checked(driver.cuLibraryLoadData(code, [], [], 0, [], [], 0), "load")
 
-    def launch(self, function: str, blocks: int, threads: int, near: int, call: bytes) -> None:
+    def launch(self, function: str, blocks: int, threads: int, shared_bytes: int, call: bytes) -> None:
         """Launch a function in `blocks` blocks of `threads` threads on the current stream of the current device, with
-        `near` bytes of shared memory for each block.
+        so many bytes of shared memory for each block.
 
         Raises:
             BackendError: if the driver refuses.
@@ -65,7 +65,7 @@ class LoadedModule:
             kernel = self._functions[function] = driver.CUfunction(int(found))
         argument = ctypes.c_char_p(call)  # the driver takes an array of pointers to arguments, and copies what is there
         status = driver.cuLaunchKernel(
-            kernel, blocks, 1, 1, threads, 1, 1, near, _stream(), ctypes.addressof(argument), 0
+            kernel, blocks, 1, 1, threads, 1, 1, shared_bytes, _stream(), ctypes.addressof(argument), 0
         )
         self._checked(status, f"launch {function} of")
 

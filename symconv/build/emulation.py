@@ -39,15 +39,15 @@ class EmulatedModule:
         self._run.restype = ctypes.c_char_p
         self._run.argtypes = [ctypes.c_char_p, *[ctypes.c_uint] * 3, ctypes.c_char_p, ctypes.c_uint]
 
-    def launch(self, function: str, blocks: int, threads: int, near: int, call: bytes) -> None:
-        """Run a function in `blocks` blocks of `threads` threads, with `near` bytes of shared memory for each block;
+    def launch(self, function: str, blocks: int, threads: int, shared_bytes: int, call: bytes) -> None:
+        """Run a function in `blocks` blocks of `threads` threads, with so many bytes of shared memory for each block;
         `call` is its argument.
 
         Raises:
             InternalError: if its threads do not wait for one another as they must.
         """
         with _LOCK:
-            failure = self._run(function.encode(), blocks, threads, near, call, self.order)
+            failure = self._run(function.encode(), blocks, threads, shared_bytes, call, self.order)
         if failure:
             raise InternalError(f"{function}: {failure.decode()}")
 

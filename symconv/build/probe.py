@@ -126,7 +126,7 @@ def _probe(command: Sequence[str], directory: Path) -> Toolchain:
 
 
 def _tried(toolchain: Toolchain, directory: Path) -> Toolchain:
-    """The same, after it has built a small program that ran."""
+    """The toolchain, once a small program that it built has run."""
     source, output = directory / "probe.cpp", Path(tempfile.mkdtemp(dir=directory)) / "probe.so"
     source.write_text(PROBE, encoding="utf-8")
     toolchain.build(source, output, include=[template_directory() / "include"], limit=PROBE_TIMEOUT)

@@ -253,11 +253,11 @@ def _identity(word: str) -> list[str | int]:
 
 def _processor() -> str:
     """The model and the instruction sets of the processor."""
-    told = [platform.machine(), platform.system()]
+    lines = [platform.machine(), platform.system()]
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         for line in file:
             if not line.strip():
                 break  # the others are alike
             if line.startswith(("model name", "flags", "Features", "CPU ", "isa")):
-                told.append(line)
-    return "\n".join(told)
+                lines.append(line)
+    return "\n".join(lines)
