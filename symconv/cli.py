@@ -233,6 +233,7 @@ def precompile(
     from .backends import DTYPES
     from .backends.cuda import precompiled
     from .geometry import Geometry
+    from .kernel import kernel_of
 
     named = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
     if unknown := [name for name in dtypes if name not in named]:
@@ -269,7 +270,7 @@ def precompile(
             raise click.UsageError(f"a window of {kernel_size} does not fit into an image of {x[2:]}")
         for architecture in architectures:
             for name in dtypes:
-                found = precompiled(kernel, architecture, named[name], x, geometry, fast_math)
+                found = precompiled(kernel_of(kernel.text), architecture, named[name], x, geometry, fast_math)
                 for function, each in found.items():
                     short = function.removeprefix("symconv_")
                     if short.endswith(("_measure", "_prepare")):

@@ -129,7 +129,7 @@ class Kernel:
     Args:
         formula: the text of a formula, or a SymPy expression of the symbols and functions that symconv hands out.
             Both give the same kernel.
-        name: a name for messages, generated code and `repr`.
+        name: a name for messages, `repr` and the source that `source` shows.
         init: how `reset_parameters` fills the weights: a name of `torch.nn.init` such as "zeros" or "normal", or a
             function of a tensor.  By default Kaiming-uniform as in `torch.nn.Conv2d`.
 
@@ -168,15 +168,17 @@ class Kernel:
         self.name = name
         self.init = init
         self.signature = Signature.of(self.formula)
-        _KERNELS[self.text] = self  # the newest: its name is the one to show
+        Kernel.from_formula(self.formula, self.signature)
 
     @classmethod
-    def from_formula(cls, formula: Formula) -> Kernel:
-        """A kernel of a formula that was derived, which may lack x."""
-        kernel = cls.__new__(cls)
-        kernel.formula, kernel.name, kernel.init = formula, None, None
-        kernel.signature = Signature.of(formula)
-        return _KERNELS.setdefault(kernel.text, kernel)
+    def from_formula(cls, formula: Formula, signature: Signature | None = None) -> Kernel:
+        """The kernel of a formula without a name; the formula may be one that was derived and lacks x."""
+        signature = Signature.of(formula) if signature is None else signature
+        if signature.text not in _KERNELS:
+            kernel = cls.__new__(cls)
+            kernel.formula, kernel.signature, kernel.name, kernel.init = formula, signature, None, None
+            _KERNELS.setdefault(kernel.text, kernel)
+        return _KERNELS[signature.text]
 
     # -- What it is ----------------------------------------------------------------------------------------------
 
@@ -273,12 +275,13 @@ class Kernel:
         return Kernel, (self.text, self.name, self.init)
 
 
-#: Every kernel of this process by its text, so that an operator can name it by a string.
+#: Every kernel of this process by its text, so that an operator can name it by a string.  None has a name: kernels of
+#: one text may have several, and are compiled once.
 _KERNELS: dict[str, Kernel] = {}
 
 
 def kernel_of(text: str) -> Kernel:
-    """The kernel of a text, also of a derived one that lacks x."""
+    """The kernel of a text, without a name; also of a derived one that lacks x."""
     return _KERNELS.get(text) or Kernel.from_formula(parse(text))
 
 

@@ -18,7 +18,7 @@ from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import KernelLike, as_kernel, run
 from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
-from .kernel import Initializer, Kernel, is_learned
+from .kernel import Initializer, Kernel, is_learned, kernel_of
 from .language.axes import WindowNode
 from .reductions import record_of
 
@@ -177,7 +177,7 @@ class Layer(nn.Module):
                     parameter.copy_(filled)
 
     def _warn_of_dead_gradients(self) -> None:
-        alive = backend_named("torch").compile(self.kernel).has_gradient
+        alive = backend_named("torch").compile(kernel_of(self.kernel.text)).has_gradient
         for name in (*self.signature.names("weight"), *self.signature.names("param")):
             if name not in alive:
                 warnings.warn(

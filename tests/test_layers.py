@@ -18,6 +18,8 @@ from oracles import random, same_values_and_gradients
 from torch import nn
 
 import symconv as sc
+from symconv.backends.torch import TorchBackend
+from symconv.kernel import kernel_of
 
 LINEAR = "sum(w*x) + b"
 
@@ -315,6 +317,28 @@ def test_a_const_is_an_attribute_of_its_layer(backend: str) -> None:
 def test_a_name_cannot_leave_the_comment_that_it_stands_in(name: object) -> None:
     with pytest.raises(ValueError, match="the name of a kernel is printable text"):
         sc.Kernel("sum(w*x)", name=name)  # type: ignore[arg-type]
+
+
+def test_names_stay_with_their_kernels() -> None:
+    text = "sum(w*x) + 0.375"
+    layers = [sc.Conv2d(sc.Kernel(text, name=name), 4, 3, 3, backend="torch") for name in ("first", "second")]
+    for layer, name in zip(layers, ("first", "second")):
+        layer(X)
+        assert f"'{name}', 4, 3" in repr(layer)
+        assert f'"""{name}' in layer.kernel.source()
+        assert layer.kernel.with_bias(True).name == name
+    assert kernel_of(layers[0].kernel.text).title == text
+
+
+def test_kernels_of_one_formula_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    loaded = TorchBackend.loaded
+    monkeypatch.setattr(
+        TorchBackend, "loaded", lambda self, kernel, *args: made.append("") or loaded(self, kernel, *args)
+    )
+    for name in ("first", "second", None):
+        sc.Conv2d(sc.Kernel("sum(w*x) + 0.625", name=name), 4, 3, 3, backend="torch")(X)
+    assert len(made) == 1
 
 
 def test_consts_and_params_of_functions(backend: str) -> None:
