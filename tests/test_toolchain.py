@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import symconv as sc
-from symconv.build import process as process_module
+from symconv.build import run as run_module
 from symconv.build import toolchain as toolchain_module
 from symconv.build.cache import KEPT_FAILURES, Cache
 from symconv.build.probe import OPENMP
@@ -617,7 +617,7 @@ def test_a_directory_of_failures_that_others_may_write_is_refused(tmp_path):
 
 
 def test_those_who_wait_are_told_what_for(fake, source, monkeypatch, caplog, capsys):
-    monkeypatch.setattr(process_module, "PATIENCE", 0.05)
+    monkeypatch.setattr(run_module, "PATIENCE", 0.05)
     job = (source, source.with_name("kernel.so"), (), (), "prod(tan(x + w)) (forward)")
     compiler = plain(fake(f"{SLEEP} 0.1"))
     with caplog.at_level(logging.INFO, "symconv"):
@@ -634,7 +634,7 @@ def test_those_who_wait_are_told_what_for(fake, source, monkeypatch, caplog, cap
 
 
 def test_who_does_not_wait_is_told_nothing(fake, source, monkeypatch, caplog):
-    monkeypatch.setattr(process_module, "PATIENCE", 30)
+    monkeypatch.setattr(run_module, "PATIENCE", 30)
     with caplog.at_level(logging.INFO, "symconv"):
         plain(fake()).compile(source, source.with_name("kernel.so"))
     assert caplog.records == []

@@ -27,6 +27,7 @@ import filelock
 import platformdirs
 
 from ..errors import BackendError, CacheError
+from .environment import setting
 
 log = logging.getLogger("symconv")
 
@@ -204,7 +205,7 @@ class Cache:
                     f"{description} is not in the cache {self.root} and SYMCONV_DISABLE_JIT forbids to build it; "
                     "run the same layer once with it unset"
                 )
-            max_size = setting("SYMCONV_CACHE_SIZE", MAX_SIZE)
+            max_size = setting("SYMCONV_CACHE_SIZE", MAX_SIZE, CacheError)
             self._make_directories()
             with self._lock(key):
                 entry = self.find(key)
@@ -262,7 +263,7 @@ class Cache:
     def _lock(self, key: str) -> Iterator[None]:
         """Spare two processes the same work.  Correctness rests on the renames, not on the lock."""
         path = self._locks / f"{key[:2]}.lock"  # a few hundred names, or every kernel ever built would leave a file
-        timeout = setting("SYMCONV_LOCK_TIMEOUT", LOCK_TIMEOUT)
+        timeout = setting("SYMCONV_LOCK_TIMEOUT", LOCK_TIMEOUT, CacheError)
         lock = filelock.FileLock(path, timeout=timeout, mode=0o600)  # the system releases it when its holder dies
         try:
             lock.acquire()
@@ -358,18 +359,6 @@ class Cache:
 
 def _building_is_forbidden() -> bool:
     return os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0")
-
-
-def setting(name: str, default: float) -> float:
-    """A number from the environment; read when it is needed, so that a wrong one does not break the import."""
-    text = os.environ.get(name, "")
-    try:
-        value = float(text or default)
-    except ValueError:
-        value = -1.0
-    if not value >= 0:  # this way around, NaN is refused too
-        raise CacheError(f"{name} must be a number from 0 on, not {text!r}")
-    return value
 
 
 def _check_ours(path: Path, status: os.stat_result) -> None:

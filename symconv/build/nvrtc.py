@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import BackendError, CompilationError
 from .cache import Cache
 from .key import content_key
-from .process import progress
+from .run import progress
 from .toolchain import keep
 
 CUBIN, LOG = "kernel.cubin", "ptxas.txt"

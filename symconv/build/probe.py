@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import BackendError, CacheError
 from ..render import template_directory
-from .process import RunError, run
+from .run import RunError, run
 from .toolchain import SCHEDULING, TORCH, Toolchain, load
 
 #: Options of every compilation, those that start with -Wl of every link.  Never -ffast-math: it breaks NaN tests.

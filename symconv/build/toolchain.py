@@ -32,7 +32,7 @@ from ..render import static_header
 from .cache import Cache
 from .key import _OWN_SOURCE, content_key
 from .lock import ForkSafeLock
-from .process import RunError, progress, run
+from .run import RunError, progress, run
 
 log = logging.getLogger("symconv")
 

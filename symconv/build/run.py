@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..errors import BackendError, CacheError
-from .cache import setting
+from ..errors import BackendError
+from .environment import setting
 
 log = logging.getLogger("symconv")
 
@@ -50,11 +50,9 @@ def run(command: Sequence[str], directory: Path, limit: float = float("inf")) ->
 
     Raises:
         RunError: if the program cannot be started, fails, is killed or does not end in time.
+        BackendError: if the user's limit is no number from 0 on.
     """
-    try:
-        timeout = min(setting("SYMCONV_COMPILE_TIMEOUT", COMPILE_TIMEOUT), limit)
-    except CacheError as error:
-        raise BackendError(str(error)) from None
+    timeout = min(setting("SYMCONV_COMPILE_TIMEOUT", COMPILE_TIMEOUT, BackendError), limit)
     name = Path(command[0]).name
     try:
         process = subprocess.Popen(
