@@ -317,10 +317,14 @@ def is_autocast(x: object) -> bool:
 
 
 def autocast(signature: Signature, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Operands as `torch.autocast` gives them to a convolution: float64 and what is no tensor are left as they are."""
-    if not is_autocast(given["x"]):
+    """Operands as `torch.autocast` gives them to a convolution: float64 and what is no tensor are left as they are.
+
+    A pool computes with what its input has, as PyTorch's do.
+    """
+    x = given["x"]
+    if not is_autocast(x):
         return given
-    dtype = torch.get_autocast_dtype(given["x"].device.type)
+    dtype = x.dtype if signature.pools else torch.get_autocast_dtype(x.device.type)
     cast = dict(given)
     for name in signature.tensors:
         value = given.get(name)

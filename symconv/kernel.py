@@ -15,7 +15,7 @@ from .language.formula import Formula, in_order
 from .language.parser import parse
 from .language.symbols import Access, Operand, b, x
 from .printers.mathematics import latex_lines, pretty
-from .printers.text import print_expression
+from .printers.text import TextPrinter, print_expression
 from .reductions import Quantile
 
 if TYPE_CHECKING:
@@ -123,6 +123,19 @@ def _channels(labels: frozenset[str]) -> tuple[str, ...]:
     return tuple(sorted(label[2:] or "x" for label in labels if label[0] == "c"))
 
 
+class Gradients(dict[Operand, sp.Expr]):
+    """Partial derivatives by operand; the name of an operand will do.  They are shown as formulas are written."""
+
+    def __missing__(self, key: object) -> sp.Expr:
+        for operand, derivative in self.items():
+            if operand.name == str(key):
+                return derivative
+        raise KeyError(f"no derivative along {key}: there is one along each of {', '.join(map(str, self))}")
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{operand}: {TextPrinter().doprint(each)}" for operand, each in self.items()) + "}"
+
+
 class Kernel:
     """What happens in a window: a formula, ready to be differentiated, inspected and run.
 
@@ -197,18 +210,20 @@ class Kernel:
         """The formula as one SymPy expression."""
         return self.formula.expr
 
-    def gradients(self) -> dict[Operand, sp.Expr]:
+    def gradients(self) -> Gradients:
         """The partial derivatives of a window's value, as SymPy expressions.
 
         For x and weights the derivative at one tap, for other operands that of the window.  `others(e)` is the
         product of e over the other taps, `first_max(e)` is 1 at the first tap that attains the maximum, `softmax(e)`
-        is exp(e) over its sum.
+        is exp(e) over its sum.  They are found by operand, or by its name.
 
         >>> import symconv as sc
         >>> sc.Kernel("prod(tan(x + w))").gradients()[sc.w]
         (tan(x + w)**2 + 1)*others(tan(x + w))
+        >>> sc.Kernel("p: param = 2\\nsum(w*x**p)").gradients()["p"]
+        sum(w*x**p*log(x))
         """
-        return gradients(self.formula)
+        return Gradients(gradients(self.formula))
 
     def latex(self) -> str:
         """The formula and its partial derivatives in LaTeX, as an `aligned` environment."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import math
 import numbers
 import warnings
@@ -109,9 +111,12 @@ class Layer(nn.Module):
         self._set_constants(values)
         self.initial = self._initial(values)
         if values:
+            name = min(values)
+            known = [*inspect.signature(type(self)).parameters, *self.signature.numbers, *self.signature.names("param")]
+            close = difflib.get_close_matches(name, known, n=1)
             raise ArgumentTypeError(
-                f"{type(self).__name__} got {', '.join(values)}, but the formula has no const or param of that name: "
-                f"{kernel.text}"
+                f"{type(self).__name__} has no argument {name!r}, and the formula no const or param of that name"
+                + (f"; did you mean {close[0]!r}?" if close else f": {kernel.text}")
             )
 
     def _set_constants(self, values: dict[str, Any]) -> None:
@@ -187,13 +192,24 @@ class Layer(nn.Module):
                     stacklevel=4,
                 )
 
-    def _call(self, x: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def _call(self, x: Tensor, others: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> Tensor:
         given: dict[str, Any] = {"x": x, **inputs}
+        if others:
+            given |= self._by_name(others, inputs)
         for name in self.signature.numbers:
             given[name] = getattr(self, name)
         for name, spelled in self._learned:
             given[name] = getattr(self, spelled)
         return run(self.signature, self.rank, given, self._options)
+
+    def _by_name(self, others: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Operands that were given by their place, after the input."""
+        signature = self.signature
+        names = [name for name, role in zip(signature.tensors, signature.roles) if not is_learned(role)][1:]
+        if len(others) > len(names) or not inputs.keys().isdisjoint(names[: len(others)]):
+            given = ", ".join(["input", *["a tensor"] * len(others), *(f"{name}=..." for name in inputs)])
+            raise ArgumentTypeError(f"this layer takes ({', '.join(['input', *names])}), not ({given})")
+        return dict(zip(names, others))
 
     def _options_repr(self, groups: int, padding_mode: str) -> str:
         text = f"kernel_size={self.kernel_size}, stride={self.stride}"
@@ -285,10 +301,10 @@ class Conv(Layer):
                 fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
                 nn.init.uniform_(tensor, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
 
-    def forward(self, input: Tensor, **inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Tensor, **inputs: Tensor) -> Tensor:
         """The output `[N, out_channels, *size]` for an input `[N, in_channels, *image]`, or both without N.
 
-        Other operands declared as `input` or `field` go by name.
+        Other operands declared as `input` or `field` follow in the order of their declarations, or go by name.
         """
         if isinstance(input, Tensor) and input.dim() in (self.rank + 1, self.rank + 2):
             channels = input.shape[-self.rank - 1]
@@ -297,7 +313,7 @@ class Conv(Layer):
                     f"input has {channels} channels (shape {list(input.shape)}), but this layer has "
                     f"in_channels={self.in_channels}"
                 )
-        return self._call(input, inputs)
+        return self._call(input, others, inputs)
 
     def extra_repr(self) -> str:
         """The kernel and the arguments, as `torch.nn.Conv2d` shows them."""
@@ -367,9 +383,9 @@ class Pool(Layer):
         """Fill the parameters with their initial values."""
         self._fill_params()
 
-    def forward(self, input: Tensor, **inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Tensor, **inputs: Tensor) -> Tensor:
         """The output `[N, C, *size]` for an input `[N, C, *image]`, or both without N."""
-        return self._call(input, inputs)
+        return self._call(input, others, inputs)
 
     def extra_repr(self) -> str:
         """The kernel and the arguments."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import torch
@@ -34,6 +34,12 @@ class CopyingKernel:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         output, kept = self.kernel.forward([*map(self.there, tensors)], numbers, geometry)
         return output.cpu(), tuple(each.cpu() for each in kept)
+
+    def repeated(
+        self, tensors: Sequence[Tensor], numbers: Sequence[float], geometry: Geometry
+    ) -> Callable[[Sequence[Tensor]], Tensor]:
+        output = self.kernel.repeated([*map(self.there, tensors)], numbers, geometry)
+        return lambda given: output([*map(self.there, given)]).cpu()
 
     def backward(
         self,

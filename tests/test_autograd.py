@@ -13,6 +13,8 @@ from torch import nn
 import symconv as sc
 from symconv.ops import version
 
+FLOATS = [torch.float64, torch.float32, torch.bfloat16]
+
 FORMULAS = [
     "sum(w*x) + b",
     "prod(tan(x + w)) + b",
@@ -176,8 +178,10 @@ def test_autocast_as_a_convolution(backend: str, compiled: bool) -> None:
         assert ours(x.repeat(1, 2, 1, 1)[:, :4]).dtype == y.dtype == torch.bfloat16
         assert ours(torch.randn(1, 4, 3, 3).bfloat16()).dtype == torch.bfloat16
         assert sc.conv2d("sum(w*x)", x, torch.randn(1, 3, 2, 2), backend=backend).dtype == torch.bfloat16
-        assert sc.pool2d("mean(x)", x, 2, backend=backend).dtype == torch.bfloat16
-        assert sc.pool2d("mean(x)", x.double(), 2, backend=backend).dtype == torch.float64
+        for pool in (lambda x: sc.pool2d("mean(x)", x, 2, backend=backend), nn.AvgPool2d(2), nn.MaxPool2d(2)):
+            assert [pool(x.to(dtype)).dtype for dtype in FLOATS] == FLOATS
+        soft = sc.Pool2d("p: param = 1\nsum(x*softmax(p*x))", 2, backend=backend)
+        assert [soft(x.to(dtype)).dtype for dtype in FLOATS[:2]] == FLOATS[:2]
     torch.testing.assert_close(y.float(), model(x), rtol=0.05, atol=0.05)
     y.float().sum().backward()
     assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}

@@ -8,6 +8,7 @@ import io
 import pytest
 
 import symconv as sc
+from symconv.printers.text import TextPrinter
 
 
 def printed(kernel: sc.Kernel, encoding: str) -> str:
@@ -52,6 +53,7 @@ def test_every_golden_and_odd_kernel_prints(encoding: str) -> None:
         "prod(tan(x + w))": [r"\prod_{c,t} \tan{\left(x + w \right)}", r"\prod_{(c',t') \neq (c,t)}"],
         "norm(x - w)": [r"\left\lVert x - w \right\rVert"],
         "max(x + w)": [r"\max_{c,t} \left(x + w\right)", r"\mathbf{1}_{\operatorname{argmax}}"],
+        "mg = mean(x)\nc1: const = 2\n2*mg*c1 + std(x)": [r"\mathit{mg} &=", r"c_{1}"],
         "mean(max(x, w, 0))": [r"\operatorname*{mean}_{c,t} \max", r"\theta"],
     }.items(),
 )
@@ -61,6 +63,26 @@ def test_latex(formula: str, parts: list[str]) -> None:
     for part in parts:
         assert part in kernel.latex()
     assert kernel._repr_latex_() == rf"$\displaystyle {kernel.latex()}$"
+
+
+@pytest.mark.parametrize("name", [each for each in dir(sc.zoo) if isinstance(getattr(sc.zoo, each), sc.Kernel)])
+def test_gradients_are_shown_as_formulas_are_written(name: str) -> None:
+    """What is printed is read back, and is the same."""
+    gradients = getattr(sc.zoo, name).gradients()
+    for operand, derivative in gradients.items():
+        text = str(TextPrinter().doprint(derivative))
+        assert f"{operand}: {text}" in repr(gradients)
+        expected = sc.Kernel(sc.sum(sc.weight("v_") * (sc.x + derivative)))
+        declarations = [each.declaration for each in expected.formula.operands if each.declaration]
+        assert sc.Kernel("\n".join([*declarations, f"sum(v_*(x + {text}))"])) == expected
+
+
+def test_gradients_are_found_by_name() -> None:
+    gradients = sc.Kernel("p: param = 2\nsum(w*abs(x)**p)").gradients()
+    assert gradients["w"] == gradients[sc.w] == abs(sc.x) ** sc.param("p", init=2)
+    assert gradients["p"] == gradients[sc.param("p")]
+    with pytest.raises(KeyError, match="no derivative along q: there is one along each of x, w, p"):
+        gradients["q"]
 
 
 def test_repr_can_be_evaluated() -> None:

@@ -420,6 +420,22 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "layer groups": (ValueError, "multiple of groups", lambda: sc.Conv2d(LINEAR, 4, 3, 3, groups=2)),
     "unknown operand": (TypeError, "did you mean 'beta'", lambda: sc.conv2d("beta: const = 1\nsum(x)*beta", X, beat=2)),
     "unknown option": (TypeError, "no const or param", lambda: sc.Conv2d(LINEAR, 1, 1, 1, beta=2)),
+    "mistyped option": (TypeError, "did you mean 'padding'", lambda: sc.Conv2d(LINEAR, 1, 1, 1, pading=2)),
+    "mistyped param": (
+        TypeError,
+        "did you mean 'sigma'",
+        lambda: sc.Pool2d("sigma: const = 1\nsum(exp(-sigma*x))", 2, sgima=2),
+    ),
+    "too many tensors": (
+        TypeError,
+        "takes (input, g), not (input, a tensor, a tensor)",
+        lambda: sc.Pool2d("g: input\nsum(g*x)", 2)(*torch.ones(3, 1, 1, 2, 2)),
+    ),
+    "a tensor twice": (
+        TypeError,
+        "takes (input, g), not (input, a tensor, g=...)",
+        lambda: sc.Pool2d("g: input\nsum(g*x)", 2)(*torch.ones(2, 1, 1, 2, 2), g=torch.ones(1, 1, 2, 2)),
+    ),
     "const": (TypeError, "beta has no value", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1)),
     "const type": (TypeError, "is a number", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1, beta="2")),
     "backend": (ValueError, "backend must be", lambda: sc.conv2d("sum(w*x)", X, W, backend="gpu")),

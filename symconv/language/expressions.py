@@ -197,7 +197,8 @@ class Expressions:
             return self.reduction(node, WINDOW_FUNCTIONS[name])
         if name == "Sum":
             return self.unrolled(node)
-        elementwise = {"max": "maximum", "min": "minimum"}.get(name, name)
+        # SymPy's own spelling of a derivative is read back.
+        elementwise = {"max": "maximum", "min": "minimum", "Abs": "abs"}.get(name, name)
         if elementwise not in FUNCTIONS:
             known = {*FUNCTIONS, *WINDOW_FUNCTIONS, "Sum"} - OF_DERIVATIVES
             raise self.unknown(node.func, name, sorted(known), "function")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -88,8 +89,8 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
         return body if exp is None else f"{body}^{{{exp}}}"
 
     def _print_Symbol(self, expr: sp.Symbol, style: str = "plain") -> str:
-        if not isinstance(expr, Access):
-            return str(super()._print_Symbol(expr, style))
+        if not isinstance(expr, Access):  # letters beside one another would be read as a product
+            return re.sub(r"^[A-Za-z]{2,}", r"\\mathit{\g<0>}", str(super()._print_Symbol(expr, style)))
         element = [] if expr.element is None else [str(expr.element)]
         index = expr.name.partition("[")[2].removesuffix("]").split(", ")[len(element) :]
         subscript = ", ".join([*element, *index])
