@@ -13,11 +13,11 @@ from collections.abc import Mapping
 import sympy as sp
 
 from .errors import DerivativeError
-from .functions import kinked, native, readable
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula, in_order
 from .language.symbols import BUILTIN, Access, Operand
 from .reductions import record_of, sum_of
+from .rewrite import kinked, readable, to_sympy
 
 #: The derivative of one window's value for one operand, by where it arises: along the axes of a domain, where it is
 #: added up over the taps that share the operand's element, or (`WINDOW`) once per window.
@@ -94,7 +94,7 @@ def differentiate(expr: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
     """
     derivative = kinked(expr.diff(symbol))
     if derivative.has(sp.Derivative, sp.Subs, sp.DiracDelta):
-        raise DerivativeError(f"SymPy has no derivative of {sp.sstr(native(expr))} for {symbol}")
+        raise DerivativeError(f"SymPy has no derivative of {sp.sstr(to_sympy(expr))} for {symbol}")
     return derivative
 
 
@@ -209,6 +209,6 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
         else:
             motion = dot(node.args[0])
             dots[symbol] = record.adjoint(node, motion)[0] if motion != 0 else sp.S.Zero
-    expr = native(tidy(chain.whole(dot(chain.result))))
+    expr = to_sympy(tidy(chain.whole(dot(chain.result))))
     used = {symbol.operand for symbol in expr.free_symbols if isinstance(symbol, Operand)}
     return Formula((), expr, in_order(used & {*formula.operands, *directions.values(), *BUILTIN.values()}))

@@ -6,9 +6,9 @@ test that walks the table, learns about a function from its record alone.
 
 Three sorts of function share the table.  SymPy's own smooth functions (`exp`, `tan`) need only a spelling.
 Functions that SymPy differentiates into something that cannot be computed (`Abs`, `sign`, `Max`, `floor`) have a
-*kinked twin* here: formulas hold SymPy's class, `kinked` swaps in the twin before anything is differentiated, and
-`smooth` swaps back for people to read.  Functions with a `definition` (`silu`, `gelu`) are differentiated and
-lowered through it.
+*kinked twin* here: formulas hold SymPy's class, `rewrite.kinked` swaps in the twin before anything is differentiated,
+and `rewrite.to_sympy` swaps back for people to read.  Functions with a `definition` (`silu`, `gelu`) are
+differentiated and lowered through it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sympy as sp
 import torch
 
 from .errors import FormulaError
-from .language.symbols import BUILTIN, ordered_terms
+from .language.symbols import BUILTIN
 
 Partials = Callable[..., tuple[sp.Expr, ...]]
 
@@ -40,7 +40,7 @@ class Function:
         reference: the same function in PyTorch, for the reference evaluator and the tests.
         domain: for each argument an interval in which a test may sample it, away from poles.
         kinks: values of the first argument at which the derivative is a rule and not a limit.
-        native: SymPy's class, where `cls` is its kinked twin.
+        sympy_class: SymPy's own class, where `cls` is its kinked twin.
         flat: whether the derivative is 0 wherever it exists, so that no gradient passes.
         arity: how many arguments a formula may give, at least and at most.
         heavy: whether it takes many instructions, more than a division or a root.
@@ -57,7 +57,7 @@ class Function:
     reference: Callable[..., Any]
     domain: tuple[tuple[float, float], ...]
     kinks: tuple[float, ...] = ()
-    native: type[sp.Basic] | None = None
+    sympy_class: type[sp.Basic] | None = None
     flat: bool = False
     arity: tuple[int, int] = (1, 1)
     heavy: bool = False
@@ -92,6 +92,8 @@ def defined(name: str, definition: Callable[..., sp.Expr]) -> Any:
     """A SymPy function class that is differentiated and lowered through its definition."""
 
     def partials(*args: sp.Expr) -> tuple[sp.Expr, ...]:
+        from .rewrite import kinked  # which knows the records, and so imports this module
+
         slots = [sp.Dummy(real=True) for _ in args]
         body = kinked(definition(*slots))
         return tuple(body.diff(slot).xreplace(dict(zip(slots, args))) for slot in slots)
@@ -278,15 +280,19 @@ _RECORDS = (
         "torch.pow({0}, {1})",
         torch.pow,
         ((0.2, 2.0), (-2.0, 2.0)),
-        native=sp.Pow,
+        sympy_class=sp.Pow,
         arity=(2, 2),
         heavy=True,
     ),
     # Kinked twins of SymPy's functions.
-    Function("abs", sp.Abs, absolute, "torch.abs({0})", torch.abs, _LINE, (0.0,), native=sp.Abs),
-    Function("sign", sp.sign, sign, "torch.sign({0})", torch.sign, _LINE, (0.0,), native=sp.sign, flat=True),
-    Function("floor", sp.floor, floor, "torch.floor({0})", torch.floor, _LINE, (-1, 0, 1), native=sp.floor, flat=True),
-    Function("ceil", sp.ceiling, ceil, "torch.ceil({0})", torch.ceil, _LINE, (-1, 0, 1), native=sp.ceiling, flat=True),
+    Function("abs", sp.Abs, absolute, "torch.abs({0})", torch.abs, _LINE, (0.0,), sympy_class=sp.Abs),
+    Function("sign", sp.sign, sign, "torch.sign({0})", torch.sign, _LINE, (0.0,), sympy_class=sp.sign, flat=True),
+    Function(
+        "floor", sp.floor, floor, "torch.floor({0})", torch.floor, _LINE, (-1, 0, 1), sympy_class=sp.floor, flat=True
+    ),
+    Function(
+        "ceil", sp.ceiling, ceil, "torch.ceil({0})", torch.ceil, _LINE, (-1, 0, 1), sympy_class=sp.ceiling, flat=True
+    ),
     Function(
         "heaviside",
         lambda z: sp.Heaviside(z, sp.Rational(1, 2)),
@@ -295,11 +301,15 @@ _RECORDS = (
         lambda z: torch.where(z > 0, 1.0, torch.where(z == 0, 0.5, 0.0)),
         _LINE,
         (0.0,),
-        native=sp.Heaviside,
+        sympy_class=sp.Heaviside,
         flat=True,
     ),
-    Function("maximum", sp.Max, maximum, "torch.maximum({0}, {1})", torch.maximum, _PLANE, native=sp.Max, arity=(2, 2)),
-    Function("minimum", sp.Min, minimum, "torch.minimum({0}, {1})", torch.minimum, _PLANE, native=sp.Min, arity=(2, 2)),
+    Function(
+        "maximum", sp.Max, maximum, "torch.maximum({0}, {1})", torch.maximum, _PLANE, sympy_class=sp.Max, arity=(2, 2)
+    ),
+    Function(
+        "minimum", sp.Min, minimum, "torch.minimum({0}, {1})", torch.minimum, _PLANE, sympy_class=sp.Min, arity=(2, 2)
+    ),
     # Functions of our own.
     _own(round_, "torch.round({0})", torch.round, _LINE, (-0.5, 0.5), flat=True),
     _own(expm1, "torch.expm1({0})", torch.expm1, _LINE, heavy=True),
@@ -366,66 +376,10 @@ FUNCTIONS: dict[str, Function] = {record.name: record for record in _RECORDS}
 #: Every record by the class of its node in derived and lowered expressions.
 BY_CLASS: dict[type[sp.Basic], Function] = {record.cls: record for record in _RECORDS}
 
-
-def kinked(expr: sp.Expr) -> sp.Expr:
-    """`expr` with SymPy's `Abs`, `sign`, `Max`, ... replaced by their twins, whose derivatives can be computed."""
-
-    def twin(node: sp.Basic) -> sp.Basic:
-        if isinstance(node, (sp.Max, sp.Min)):
-            pair = maximum if isinstance(node, sp.Max) else minimum
-            return functools.reduce(pair, sorted(node.args, key=sp.default_sort_key))
-        if isinstance(node, sp.Piecewise):
-            *cases, (last, condition) = node.args
-            whole = last if condition == sp.true else where(condition, last, sp.nan)
-            for value, condition in reversed(cases):
-                whole = where(condition, value, whole)
-            return whole
-        if isinstance(node, sp.Pow):
-            return node if node.exp.is_Number or node.is_number else power(*node.args)
-        return BY_NATIVE[type(node)].cls(oriented(node.args[0]) if isinstance(node, sp.Abs) else node.args[0])
-
-    natives = (*(cls for cls in BY_NATIVE if cls is not sp.Pow), sp.Piecewise, sp.Pow)
-    return expr.replace(lambda node: isinstance(node, natives), twin) if expr.has(*natives) else expr
-
-
-def is_below(factor: sp.Expr) -> bool:
-    """Whether a factor of a product stands below the fraction bar."""
-    return bool(factor.is_Pow and factor.exp.is_Rational and factor.exp.is_negative)
-
-
-def numeric(node: sp.Basic) -> sp.Basic:
-    """A function of numbers as a number, for functions of our own; anything else as it is."""
-    if not isinstance(node, Pointwise) or not node.args or not all(arg.is_number for arg in node.args):
-        return node
-    arguments = [torch.tensor(float(argument), dtype=torch.float64) for argument in node.args]
-    return sp.Float(float(BY_CLASS[type(node)].reference(*arguments)))
-
-
-def oriented(expr: sp.Expr) -> sp.Expr:
-    """`expr` or `-expr`, whichever begins with a positive term: SymPy turns abs(x - w) into Abs(w - x)."""
-    return -expr if expr.is_Add and ordered_terms(expr)[0].could_extract_minus_sign() else expr
-
-
-def native(expr: sp.Expr) -> sp.Expr:
-    """`expr` with the twins replaced by SymPy's own classes: the inverse of `kinked`."""
-    twins = {record.cls: record.build for record in _RECORDS if record.native}
-    return _rebuilt(expr, twins)
-
-
-def readable(expr: sp.Expr) -> sp.Expr:
-    """`expr` as a mathematician would write it: without the guards that its derivatives carry at single points."""
-    half = sp.Rational(1, 2)
-    plain: dict[type[sp.Basic], Callable[..., sp.Expr]] = {
-        share: lambda a, b: sp.Heaviside(a - b, half),
-        positive: lambda z: sp.Heaviside(z, 0),
-        reciprocal: lambda r: 1 / r,
-        shift: lambda r: r,
-        finite: lambda r: r,
-        less: lambda a, b: a - b,
-        power_slope: lambda a, p: p * a ** (p - 1),
-        power_log: lambda a, p: a**p * sp.log(a),
-    }
-    return _rebuilt(native(expr), plain)
+#: The records with a twin, by SymPy's class.
+BY_SYMPY_CLASS: dict[type[sp.Basic], Function] = {
+    record.sympy_class: record for record in _RECORDS if record.sympy_class
+}
 
 
 def with_slopes(value: sp.Expr, slopes: Any = None, /, **named: sp.Expr) -> sp.Expr:
@@ -449,21 +403,3 @@ def with_slopes(value: sp.Expr, slopes: Any = None, /, **named: sp.Expr) -> sp.E
             )
     pairs = {**(slopes or {}), **{by_name[name]: slope for name, slope in named.items()}}
     return custom_grad(value, *(part for pair in pairs.items() for part in pair))
-
-
-def learned(expr: sp.Expr) -> sp.Expr:
-    """The part of `expr` that gradients see: gradients by choice in place of the functions they stand for."""
-    seen: dict[type[sp.Basic], Callable[..., sp.Expr]] = {
-        ste: lambda hard, soft: soft,
-        detach: lambda z: sp.S.Zero,
-        custom_grad: lambda f, *rest: sp.Add(*rest[1::2]),
-    }
-    return _rebuilt(expr, seen)
-
-
-def _rebuilt(expr: sp.Expr, builds: dict[type[sp.Basic], Callable[..., sp.Expr]]) -> sp.Expr:
-    return expr.replace(lambda node: type(node) in builds, lambda node: builds[type(node)](*node.args))
-
-
-#: The records with a twin, by SymPy's class.
-BY_NATIVE: dict[type[sp.Basic], Function] = {record.native: record for record in _RECORDS if record.native}

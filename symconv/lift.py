@@ -13,10 +13,10 @@ from typing import Any
 
 import sympy as sp
 
-from .functions import BY_CLASS, is_below, sigmoid
+from .functions import BY_CLASS, sigmoid
 from .language.axes import Value, labels_of
 from .language.symbols import Operand, w
-from .operations import COSTLY, Block, count_operations
+from .operations import COSTLY, Block, count_operations, is_denominator
 
 
 class Lifted(Value):
@@ -78,9 +78,9 @@ class Lifting:
                 factors = [each for each in args if home_of(each) == home]
                 part = sp.Mul(*factors)
                 # Not a reciprocal alone: w/x is rounded once, and w*(1/x) would be twice.
-                if not all(map(is_below, factors)) and is_safe(factors) and is_worth_lifting(part, home):
+                if not all(map(is_denominator, factors)) and is_safe(factors) and is_worth_lifting(part, home):
                     args = [self._named(part, home), *(each for each in args if each not in factors)]
-        new = [self._under(each) if expr.is_Mul and is_below(each) else self.lift(each) for each in args]
+        new = [self._under(each) if expr.is_Mul and is_denominator(each) else self.lift(each) for each in args]
         return expr if tuple(new) == expr.args else expr.func(*new)
 
     def _under(self, reciprocal: sp.Pow) -> sp.Expr:
@@ -129,7 +129,7 @@ def is_safe(factors: Iterable[sp.Expr]) -> bool:
 
     Only if all but one of those above the bar are at most 1: x*exp(x) may be inf where w makes up for it.
     """
-    above = [each for each in factors if not each.is_number and not is_below(each)]
+    above = [each for each in factors if not each.is_number and not is_denominator(each)]
     return sum(not is_at_most_1(each) for each in above) <= 1
 
 

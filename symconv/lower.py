@@ -17,15 +17,16 @@ from dataclasses import dataclass, replace
 import sympy as sp
 
 from .derive import partials, tidy
-from .functions import Pointwise, finite, is_below, kinked, less, numeric, power, same, typed
+from .functions import Pointwise, finite, less, power, same, typed
 from .functions import where as choice
 from .keep import merged
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Access, Operand
 from .lift import Lifted, Lifting, factored
-from .operations import NOTHING, Block
+from .operations import NOTHING, Block, is_denominator
 from .reductions import divided, record_of, weighs_sums
+from .rewrite import kinked, numeric
 
 #: The gradient that reaches the output of a window.
 GRAD = Value("grad")
@@ -386,7 +387,7 @@ class _Lowering:
         if isinstance(expr, sp.Mul):
             shared = [each for each in args if _is_shared(each)]
             several = [each for each in shared if not each.is_number]
-            if len({is_below(each) for each in several}) == 2 and len(shared) < len(args):
+            if len({is_denominator(each) for each in several}) == 2 and len(shared) < len(args):
                 product = sp.Mul(*shared)
                 if product not in common:
                     common[product] = next(names)

@@ -64,3 +64,8 @@ def count_operations(expr: sp.Basic) -> Counter[str]:
         elif type(node) in BY_CLASS:
             counts[BY_CLASS[type(node)].name] += 1
     return counts
+
+
+def is_denominator(factor: sp.Expr) -> bool:
+    """Whether a factor of a product stands below the fraction bar."""
+    return bool(factor.is_Pow and factor.exp.is_Rational and factor.exp.is_negative)

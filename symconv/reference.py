@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import DerivativeError, InternalError
-from .functions import BY_CLASS, kinked
+from .functions import BY_CLASS
 from .geometry import Geometry
 from .kernel import Kernel
 from .language.axes import Domain, WindowNode, domain, labels_of
 from .language.symbols import Access, Operand
 from .reductions import record_of
+from .rewrite import kinked
 
 _RELATIONS = {
     sp.StrictLessThan: torch.lt,

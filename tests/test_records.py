@@ -11,7 +11,7 @@ from oracles import random
 from torch import Tensor
 
 import symconv as sc
-from symconv.functions import BY_CLASS, FUNCTIONS, Function, Pointwise, kinked, native
+from symconv.functions import BY_CLASS, FUNCTIONS, Function, Pointwise
 from symconv.geometry import Geometry
 from symconv.kernel import Kernel, kernel_of
 from symconv.lower import lower
@@ -19,6 +19,7 @@ from symconv.ops import Call, convolve
 from symconv.printers.torch import TorchPrinter
 from symconv.reductions import BY_NODE, REDUCTIONS, TRANSFORMS
 from symconv.reference import reference
+from symconv.rewrite import kinked, to_sympy
 
 #: `typed` marks a number in lowered code; it is no function of formulas.
 POINTWISE = [record for record in FUNCTIONS.values() if record.domain and record.name != "typed"]
@@ -79,11 +80,11 @@ def test_function_is_printed_or_defined(record: Function) -> None:
         assert record.cls.definition is not None
 
 
-@pytest.mark.parametrize("record", [r for r in FUNCTIONS.values() if r.native], ids=lambda record: record.name)
+@pytest.mark.parametrize("record", [r for r in FUNCTIONS.values() if r.sympy_class], ids=lambda record: record.name)
 def test_twins_translate_both_ways(record: Function) -> None:
     expr = record.build(*[sc.x, sc.w][: record.arity[0]])
     assert kinked(expr).has(record.cls)
-    assert native(kinked(expr)) == expr
+    assert to_sympy(kinked(expr)) == expr
 
 
 @pytest.mark.parametrize("record", [r for r in POINTWISE if r.bounded], ids=lambda record: record.name)

@@ -9,13 +9,13 @@ from typing import Any
 import sympy as sp
 
 from ..derive import gradients
-from ..functions import readable
 from ..kernel import Kernel
 from ..language.axes import Value
 from ..language.symbols import Access, Operand
 from ..lower import Accumulator, Schedule, Sweep
 from ..printers.mathematics import glossary, kink_notes
 from ..printers.text import TextPrinter
+from ..rewrite import readable
 from ..version import __version__
 
 MEANINGS = {

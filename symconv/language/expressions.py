@@ -17,8 +17,9 @@ import sympy as sp
 import torch
 
 from ..errors import FormulaError, Span
-from ..functions import FUNCTIONS, numeric, spread
+from ..functions import FUNCTIONS, spread
 from ..reductions import Reduction
+from ..rewrite import numeric
 from .axes import domain, labels_of
 from .names import CONSTANTS, OF_DERIVATIVES, WINDOW_FUNCTIONS, check_name
 from .symbols import BUILTIN, TAP_AXES, Access, Operand, indexed
@@ -222,7 +223,7 @@ class Expressions:
         elif node.keywords:
             raise self.error(node.keywords[0].value, f"{name}() takes no keyword {node.keywords[0].arg}=")
         if name in ("max", "min"):
-            return self.join(node, record.native or record.build, *values)
+            return self.join(node, record.sympy_class or record.build, *values)
         value = self.join(node, record.build, *values)
         if record.domain and all(each.expr.is_number for each in values):
             arguments = [torch.tensor(float(each.expr), dtype=torch.float64) for each in values]  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 
 from ..errors import InternalError
-from ..functions import is_below
 from ..language.symbols import Access, ordered_terms
+from ..operations import is_denominator
 
 
 class SourcePrinter(StrPrinter):  # type: ignore[misc]
@@ -32,8 +32,8 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
     def _print_Mul(self, expr: sp.Mul) -> str:
         coefficient, rest = expr.as_coeff_Mul()
         factors = sorted(sp.Mul.make_args(rest), key=lambda factor: (factor.is_Add, isinstance(factor, self.last)))
-        above = [factor for factor in factors if not is_below(factor)]
-        below = [sp.Pow(factor.base, -factor.exp) for factor in factors if is_below(factor)]
+        above = [factor for factor in factors if not is_denominator(factor)]
+        below = [sp.Pow(factor.base, -factor.exp) for factor in factors if is_denominator(factor)]
         first = sp.S.One  # what divides first: SymPy would multiply 3*(a + b) out when the text is read again
         if coefficient not in (1, -1) and coefficient.is_Rational:
             numbers_above = [sp.Integer(abs(coefficient.p))] * (abs(coefficient.p) != 1)

@@ -13,11 +13,12 @@ from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
 
 from ..derive import gradients
-from ..functions import BY_CLASS, FUNCTIONS, kinked, learned, oriented, where
+from ..functions import BY_CLASS, FUNCTIONS, where
 from ..language.axes import WindowNode
 from ..language.formula import Formula
 from ..language.symbols import TAP_AXES, Access, ordered_terms
 from ..reductions import Norm, Total, record_of
+from ..rewrite import kinked, learned, oriented
 from .abbreviate import abbreviated
 
 #: How LaTeX writes nodes: `axes` are those it runs over, `other` the taps it runs over for a given one, `over` is empty

@@ -7,15 +7,16 @@ from typing import Any
 import sympy as sp
 
 from ..errors import FormulaError
-from ..functions import FUNCTIONS, custom_grad, oriented
+from ..functions import FUNCTIONS, custom_grad
 from ..language.axes import WindowNode
 from ..language.formula import Formula, in_order
 from ..language.symbols import BUILTIN, TAP_AXES, Operand
 from ..reductions import record_of
+from ..rewrite import oriented
 from .common import SourcePrinter
 
 #: The language's name for the node of each SymPy class.
-_NAMES = {record.native or record.cls: record.name for record in FUNCTIONS.values() if record.name != "sqrt"}
+_NAMES = {record.sympy_class or record.cls: record.name for record in FUNCTIONS.values() if record.name != "sqrt"}
 
 #: The most terms of a `sympy.Sum`.
 MAX_TERMS = 256
