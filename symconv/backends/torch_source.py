@@ -12,7 +12,7 @@ from ..language.axes import Domain, Value, domain
 from ..language.symbols import Access, Operand
 from ..lower import Schedule, Sweep
 from ..operations import Block
-from ..printers.torch import TorchPrinter
+from ..printers.torch import TorchPrinter, identifier
 from ..render import render, static_header
 from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
 
@@ -50,11 +50,12 @@ def torch_source(kernel: Kernel, schedule: Schedule, template: str = "torch/kern
 
 def arguments(kernel: Kernel) -> dict[str, str]:
     """The operands as arguments of the generated functions."""
-    tensors, numbers = kernel.signature.tensors, kernel.signature.numbers
+    names = kernel.signature.tensors
+    tensors, numbers = [*map(identifier, names)], [*map(identifier, kernel.signature.numbers)]
     return {
         "signature": ", ".join([*tensors, *numbers]),
         "tensors": _tuple(tensors),
-        "tensor_names": _tuple(f'"{name}"' for name in tensors),
+        "tensor_names": _tuple(f'"{name}"' for name in names),
         "x": tensors[0],
     }
 
@@ -120,11 +121,6 @@ class _Printed:
             "gradients": [(name, self.gradient(name)) for name in self.tensors],
         }
 
-    # -- Names -------------------------------------------------------------------------------------------------------
-
-    def name(self, symbol: sp.Symbol) -> str:
-        return self.accesses.get(symbol, symbol.name)
-
     # -- Functions and their calls -----------------------------------------------------------------------------------
 
     def function(self, name: str, doc: str, block: Block, always_tuple: bool = False) -> str:
@@ -134,7 +130,7 @@ class _Printed:
             {
                 "name": name,
                 "doc": doc,
-                "arguments": [*map(self.name, block.arguments)],
+                "arguments": [*map(self.printer.name, block.arguments)],
                 "temporaries": [(str(symbol), self.printer.doprint(expr)) for symbol, expr in block.temporaries],
                 "results": _tuple(results) if always_tuple or len(results) != 1 else results[0],
             }
@@ -146,7 +142,7 @@ class _Printed:
     def enter(self, symbol: sp.Symbol, block: str) -> str:
         """How the value of a symbol is had from a block of windows, or from a tap of it."""
         if isinstance(symbol, Operand):
-            name, axis = symbol.operand.name, {"dx": "-1", "dy": "-2", "dz": "-3"}.get(symbol.name, "")
+            name, axis = identifier(symbol.operand.name), {"dx": "-1", "dy": "-2", "dz": "-3"}.get(symbol.name, "")
             place = self.place(symbol, block)
             element = getattr(symbol, "element", None)
             name += "" if element is None else f"[{element}]"
@@ -172,7 +168,7 @@ class _Printed:
         return ", ".join(filter(None, (self.axes(where.axes), channels)))
 
     def channels(self, where: Domain) -> str:
-        sizes = [f"{name}.shape[2]" for name in where.inputs]
+        sizes = [f"{identifier(name)}.shape[2]" for name in where.inputs]
         return "layout.channels" if not sizes else sizes[0] if len(sizes) == 1 else f"max({', '.join(sizes)})"
 
     # -- Sweeps --------------------------------------------------------------------------------------------------
@@ -245,7 +241,7 @@ class _Printed:
             if name in used and operand.role not in ("offset", "index"):
                 axes = ("k" if operand.bank else "") + "".join(operand.axes)
                 line = PREPARE.get(operand.role, '{0} = layout.bank({0}, "{2}")')
-                lines.append(line.format(name, SIZES.get(name, ""), axes))
+                lines.append(line.format(identifier(name), SIZES.get(name, ""), axes))
         return lines
 
     def counts(self, used: set[str]) -> list[str]:
@@ -265,4 +261,4 @@ class _Printed:
 
     def gradient(self, name: str) -> str:
         make = GRADIENTS.get(self.operands[name].role, "BankGradient(layout, {0})")
-        return make.format(name, self.tensors.index(name))
+        return make.format(identifier(name), self.tensors.index(name))

@@ -19,16 +19,12 @@ WINDOW_FUNCTIONS = REDUCTIONS | TRANSFORMS
 OF_DERIVATIVES = frozenset(name for name, record in FUNCTIONS.items() if record.internal) | frozenset(
     name for name, record in WINDOW_FUNCTIONS.items() if record.internal
 )
-#: Names that a declaration may not take: they mean something already, here, in PyTorch or in generated code.
+#: Names that a declaration may not take: they mean something already, in the language or as arguments of layers.
 RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES, "Sum", "y")) | frozenset(
     """
-    bias weight input param const field kernel init device dtype backend in_channels out_channels
+    bias weight input param const field kernel init device dtype backend fast_math in_channels out_channels
     kernel_size stride padding dilation groups padding_mode padding_value
-    grad grad_output layout windows tap kept given needs gradients place value names name like output shape
-    forward backward combine make torch math functools itertools max map zip tuple
-    Layout Block Tensor Product Factors Max FirstMax Exponentials Mean Rank FirstRank
-    ImageGradient BankGradient FieldGradient
-    Iterator Sequence NamedTuple ClassVar
+    self super torch forward backward grad
     """.split()
 )
 #: Names that generated code numbers.

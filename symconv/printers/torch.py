@@ -9,7 +9,22 @@ import sympy as sp
 from sympy.printing.precedence import PRECEDENCE
 
 from ..functions import BY_CLASS
+from ..language.symbols import Operand
 from .common import SourcePrinter
+
+#: Words of the generated functions that a formula may use as names.
+TAKEN = frozenset(
+    """
+    layout output windows tap kept place value needs given gradients names name like
+    zip map tuple combine make
+    Layout Product Factors Max FirstMax Exponentials Mean Rank FirstRank ImageGradient BankGradient FieldGradient
+    """.split()
+)
+
+
+def identifier(name: str) -> str:
+    """A name of a formula as a name in Python: one more `_` if it is taken or ends in one."""
+    return f"{name}_" if name in TAKEN or name.endswith("_") else name
 
 
 class TorchPrinter(SourcePrinter):
@@ -24,7 +39,12 @@ class TorchPrinter(SourcePrinter):
         self.names = names or {}
 
     def _print_Symbol(self, expr: sp.Symbol) -> str:
-        return self.names.get(expr, str(expr.name))
+        return self.name(expr)
+
+    def name(self, symbol: sp.Symbol) -> str:
+        """The Python name of a symbol."""
+        name = self.names.get(symbol, str(symbol.name))
+        return identifier(name) if isinstance(symbol, Operand) else name
 
     def _print(self, expr: Any, **kwargs: Any) -> str:
         if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and expr not in (sp.oo, -sp.oo):

@@ -1,0 +1,86 @@
+"""Names of operands that are words of generated code mean nothing there: kernels compute the same under any names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from oracles import random
+
+import symconv as sc
+from symconv.backends import backends
+from symconv.backends.torch import load
+from symconv.eject import standalone
+from symconv.printers.torch import TAKEN
+
+#: Words of the generated functions, of the layers of standalone files, and of both languages.
+WORDS = sorted(TAKEN) + ["shape", "totals", "mode", "sides", "images", "geometry", "rank"]
+#: A formula with one more operand of each role, and the shape of that for images of a size.
+ROLES: dict[str, tuple[str, tuple[int | str, ...]]] = {
+    "weight": ("{0}: weight\nsum({0}*w*x)*max({0} + x)", (2, 2, 1, 1)),
+    "input": ("{0}: input\nsum({0}*w*x)*max({0} + x)", (1, 2, "size", "size")),
+    "field": ("{0}: field\nsum({0}*w*x)*max({0} + x)", (1, "size", "size")),
+    "param": ("{0}: param[o] = 2\nsum(w*x*{0})*max({0} + x)", (2,)),
+    "const": ("{0}: const = 2\nsum(w*x**{0})*max({0}*x)", ()),
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_word_of_generated_code_is_a_name_like_others(role: str) -> None:
+    """In several blocks of windows: what is overwritten in one would be missed in the next."""
+    text, shape = ROLES[role]
+    size = 400
+    x, w, other = random(1, 2, size, size), random(2, 2, 1, 1), random(*(size if n == "size" else n for n in shape))
+
+    def computed(name: str) -> list[torch.Tensor]:
+        tensors = [each.clone().requires_grad_() for each in (x, w, other)][: 2 if role == "const" else 3]
+        given: dict[str, Any] = {name: 2.0 if role == "const" else tensors[2]}
+        y = sc.conv2d(text.format(name), *tensors[:2], backend="torch", **given)
+        return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+    expected = computed("zeta")
+    for word in WORDS:
+        torch.testing.assert_close(computed(word), expected, msg=lambda message, word=word: f"{word}: {message}")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_standalone_layer_takes_a_word_of_generated_code(role: str) -> None:
+    text, shape = ROLES[role]
+    x, other = random(1, 2, 4, 4), random(*(4 if n == "size" else n for n in shape))
+
+    def computed(name: str) -> list[torch.Tensor]:
+        layer = load(standalone(sc.Kernel(text.format(name))))["Layer"](2, 2, 1, padding="same", dtype=x.dtype)
+        for parameter in layer.parameters():
+            torch.nn.init.constant_(parameter, 0.7)
+        y = layer(x, **({name: other} if role in ("input", "field") else {}))
+        return [y, *torch.autograd.grad(y.square().sum(), [*layer.parameters()])]
+
+    expected = computed("zeta")
+    for word in WORDS:
+        torch.testing.assert_close(computed(word), expected, msg=lambda message, word=word: f"{word}: {message}")
+
+
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
+def test_words_of_generated_code_are_names_in_cpp(first: int) -> None:
+    """All words at once, each in another role every time."""
+    roles = {"weight": (2, 2, 3, 3), "input": (1, 2, 5, 5), "field[o]": (1, 2, 3, 3), "param[o]": (2,)}
+    chosen = [[*roles][(k + first) % 4] for k in range(len(WORDS))]
+    terms = [f"tanh({word})*w" if k % 2 else f"{word}*x" for k, word in enumerate(WORDS)]
+    declared = [f"{word}: {role}" for word, role in zip(WORDS, chosen)]
+    text = "\n".join([*declared, f"sum({' + '.join(terms)})*max({WORDS[first]}*x)"])
+    given = {word: random(*roles[role]) for word, role in zip(WORDS, chosen)}
+    x, w = random(1, 2, 5, 5), random(2, 2, 3, 3)
+
+    def computed(backend: str) -> list[torch.Tensor]:
+        tensors = {word: value.clone().requires_grad_() for word, value in given.items()}
+        y = sc.conv2d(text, x, w, backend=backend, **tensors)
+        return [y, *torch.autograd.grad(y.sum(), [*tensors.values()])]
+
+    torch.testing.assert_close(computed("cpp"), computed("torch"))
+
+
+def test_an_operand_is_no_argument_of_a_function() -> None:
+    with pytest.raises(sc.FormulaError, match="is taken"):
+        sc.Kernel("fast_math: param\nsum(w*x)*fast_math")
