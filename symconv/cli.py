@@ -88,6 +88,7 @@ def show(formula: str, backend: str, code: bool, latex: bool) -> None:
     if latex:
         click.echo(kernel.latex())
         return
+    from .backends import backend as backend_named
     from .backends.description import operations
     from .lower import lower
 
@@ -106,7 +107,8 @@ def show(formula: str, backend: str, code: bool, latex: bool) -> None:
     if code:
         source = kernel.source(backend)
         if console.is_terminal:
-            console.print(Syntax(source, "python", theme="ansi_dark", background_color="default"))
+            language = backend_named(backend).language
+            console.print(Syntax(source, language, theme="ansi_dark", background_color="default"))
         else:
             click.echo(source)
 

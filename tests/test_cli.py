@@ -13,8 +13,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from oracles import random, same_values_and_gradients
+from pygments.lexers import get_lexer_by_name
 
 import symconv as sc
+from symconv.backends import backends
 from symconv.cli import main
 from symconv.eject import standalone
 
@@ -41,6 +43,11 @@ def test_show() -> None:
     assert "def gradient_tap" not in run("show", "--no-code", "-sum(abs(x - w))")
     assert r"\prod_{c,t}" in run("show", "--latex", "prod(tan(x + w))")
     assert "logsumexp" in run("show", "--no-code", "-", input="beta: const = 5\nlogsumexp(beta*(x + w))/beta\n")
+
+
+def test_backends_name_the_language_of_their_source() -> None:
+    for backend in backends().values():
+        assert get_lexer_by_name(backend.language).name in ("Python", "C++", "CUDA")
 
 
 def test_errors_are_messages_not_tracebacks() -> None:
@@ -185,6 +192,10 @@ def test_a_standalone_layer_gives_the_same_numbers(tmp_path: Path, name: str, mo
         ours = sc.Conv2d(sc.Kernel(EJECTED[name]), 4, 6, dtype=torch.float64, padding_value=0.5, **options)
     theirs = imported(path).Ejected(4, 6, dtype=torch.float64, padding_value=0.5, **options)
     theirs.load_state_dict(ours.state_dict())
+    windows = f"kernel_size=(3, 2), stride=(1, 2), dilation=(1, 1), padding=((1, 1), (1, 1)), padding_mode={mode!r}"
+    assert f"4, 6, groups=2, {windows}" in repr(theirs)
+    with pytest.raises(TypeError, match="positional"):  # there is no `bias` before `padding_mode`: it is the formula's
+        imported(path).Ejected(4, 6, 3, 1, 0, 1, 1, False)
     for x in (random(2, 4, 5, 6), random(4, 5, 6)):
         same_values_and_gradients(ours, theirs, (x,))
     x = random(2, 4, 5, 6)

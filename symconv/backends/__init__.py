@@ -51,9 +51,13 @@ class Compiled(Protocol):
 
 
 class Backend(Protocol):
-    """One way to run kernels."""
+    """One way to run kernels.
+
+    `language` is that of its source, by the name that highlighters know it by.
+    """
 
     name: str
+    language: str
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine, with the remedy; None if it can."""

@@ -146,7 +146,7 @@ class CppKernel(NativeKernel[CppPlan]):
 class CppBackend(NativeBackend[CppKernel]):
     """Renders kernels as C++, builds and runs them on the CPU."""
 
-    name, files = "cpp", (SOURCE, FACTS)
+    name, language, files = "cpp", "cpp", (SOURCE, FACTS)
     device, what = "cpu", "the CPU"
     kernel_type = CppKernel
 

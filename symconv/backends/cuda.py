@@ -291,7 +291,7 @@ class EmulatedKernel(CudaKernel):
 class CudaBackend(NativeBackend[CudaKernel]):
     """Renders kernels as CUDA C++ and runs them on NVIDIA's GPUs."""
 
-    name, files = "cuda", (SOURCE, FACTS)
+    name, language, files = "cuda", "cuda", (SOURCE, FACTS)
     device, what = "cuda", "a CUDA device"
     kernel_type = CudaKernel
 

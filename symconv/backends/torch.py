@@ -32,7 +32,7 @@ SOURCE, FACTS = "kernel.py", "facts.json"
 class TorchBackend(GeneratingBackend["TorchKernel"]):
     """Renders kernels as PyTorch code and runs them."""
 
-    name = "torch"
+    name, language = "torch", "python"
     files = (SOURCE, FACTS)
 
     def unavailable(self) -> str | None:
