@@ -30,7 +30,8 @@ from rich.table import Table
 import symconv as sc
 from symconv.build.driver import LoadedModule
 from symconv.build.nvrtc import cubin
-from symconv.lower import Schedule, Sweep, lower
+from symconv.lower import lower
+from symconv.schedule import Schedule, Sweep
 
 Peaks = dict[str, float]
 

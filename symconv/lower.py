@@ -11,201 +11,22 @@ from __future__ import annotations
 import functools
 import graphlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
 
 import sympy as sp
 
 from .derive import partials, tidy
-from .functions import Pointwise, finite, less, power, same, typed
+from .functions import Pointwise, finite, less, power, typed
 from .functions import where as choice
 from .keep import merged
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
-from .language.symbols import Access, Operand
+from .language.symbols import Operand
 from .lift import Lifted, Lifting, factored
 from .operations import NOTHING, Block, is_denominator
 from .reductions import divided, record_of, weighs_sums
 from .rewrite import kinked, numeric
-
-#: The gradient that reaches the output of a window.
-GRAD = Value("grad")
-
-#: The symbols that each kind of accumulator yields: their names, and whether they are scan positions.
-YIELDS: dict[str, tuple[tuple[str, bool], ...]] = {
-    "sum": (("sum", False),),
-    "product": (("product", False),),
-    "factors": (("product", False), ("nonzero", False), ("zeros", False)),
-    "mean": (("mean", False),),
-    "exponentials": (("peak", False), ("exponentials", False)),
-    "first_max": (("max", False), ("argmax", True)),
-    "first_rank": (("rank", False), ("argrank", True)),
-    "max": (("max", False),),
-    "rank": (("rank", False),),
-}
-
-#: The kinds that yield only the first symbol of others.
-PLAIN = {"factors": "product", "first_max": "max", "first_rank": "rank"}
-
-
-@dataclass(frozen=True)
-class Accumulator:
-    """One running value of a sweep.
-
-    Args:
-        kind: one of `YIELDS`.
-        symbols: what it yields.
-        value: the tap value that goes in.
-        where: the taps and channels that it runs over, those of its value and `dims`.
-        dims: the axes that it reduces.
-        rank: for a rank, which value it yields: a window value.
-    """
-
-    kind: str
-    symbols: tuple[Value, ...]
-    value: sp.Expr
-    where: Domain
-    dims: frozenset[str]
-    rank: sp.Expr | None = None
-
-    @property
-    def left(self) -> Labels:
-        """The axes that its result still has."""
-        return without(self.where.labels, self.dims)
-
-    @property
-    def held(self) -> Domain:
-        """How many values it holds for each window: one, or one for each of these taps and channels."""
-        return self.where if self.rank is not None else domain(self.left)
-
-    @property
-    def needs(self) -> frozenset[sp.Symbol]:
-        """The symbols that must be there before it."""
-        return frozenset().union(*(expr.free_symbols for expr in self.takes))
-
-    @property
-    def takes(self) -> tuple[sp.Expr, ...]:
-        """The expressions that go in: its value and its rank."""
-        return (self.value,) if self.rank is None else (self.value, self.rank)
-
-    def of(self, exprs: Mapping[sp.Expr, sp.Expr]) -> Accumulator:
-        """The accumulator with each expression that goes in replaced by what `exprs` has for it."""
-        return replace(self, value=exprs[self.value], rank=self.rank if self.rank is None else exprs[self.rank])
-
-    def yielding(self, wanted: frozenset[sp.Symbol]) -> Accumulator:
-        """The same with its first symbol alone, if nobody wants the others: a maximum without its position."""
-        if self.kind not in PLAIN or not wanted.isdisjoint(self.symbols[1:]):
-            return self
-        return replace(self, kind=PLAIN[self.kind], symbols=self.symbols[:1])
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One visit to every tap of the window.
-
-    Args:
-        where: the taps and channels visited.
-        names: window values computed before the sweep, in the order of `before.results`.
-        before: the function that computes them.
-        taps: the function evaluated at each tap.
-        accumulators: where its results go, in their order; none for a sweep that gives gradients.
-        gradients: for such a sweep the operand to which each result belongs.
-        ranks: the function of the window that gives the ranks of its accumulators of a rank.
-        factors: for gradients the function that gives what each of their sums is multiplied by, if there is one.
-    """
-
-    where: Domain
-    names: tuple[sp.Symbol, ...]
-    before: Block
-    taps: Block
-    accumulators: tuple[Accumulator, ...] = ()
-    gradients: tuple[Operand, ...] = ()
-    ranks: Block = NOTHING
-    factors: tuple[Block | None, ...] = ()
-
-    @property
-    def gathers(self) -> bool:
-        """Whether a pixel can sum its gradients: taps read and give to the pixels under them, and no others."""
-        blocks = self.taps, *(block for block in self.factors if block is not None)
-        read = [each for block in blocks for each in block.arguments]
-        places = [*self.gradients, *(each.pixel if isinstance(each, Lifted) else each for each in read)]
-        inputs = [each for each in places if isinstance(each, Operand) and each.operand.role == "input"]
-        wanted = any(each.operand.role == "input" for each in self.gradients)
-        return wanted and "t" in self.where.axes and not any(isinstance(each, Access) for each in inputs)
-
-    @property
-    def positions(self) -> tuple[sp.Symbol, ...]:
-        """The positions of the only taps of a window that have gradients; none where others may have some."""
-        tests = set[sp.Expr]().union(*(expr.atoms(same) for expr in self.taps.expressions))
-        found = {test for test in tests if not labels_of(test.args[0]) and labels_of(test.args[1]) == self.where.labels}
-        elsewhere: dict[sp.Expr, sp.Expr] = dict.fromkeys(found, sp.S.Zero)
-        for name, expr in self.taps.temporaries:
-            elsewhere[name] = expr.xreplace(elsewhere)
-        if not self.gradients or any(expr.xreplace(elsewhere) != 0 for expr in self.taps.results):
-            return ()
-        return tuple(sorted({test.args[0] for test in found}, key=str))
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a kernel is computed, forward and backward.
-
-    Args:
-        forward: the sweeps of the forward pass.
-        output: the function that gives the output from what they accumulated.
-        accumulated: the window values that the forward pass hands to the backward pass as they are.
-        made: those that it makes of several, in the order of `make`.
-        make: the function that gives those.
-        backward: the sweeps of the backward pass: first what is accumulated again, then those that give gradients.
-        window_gradients: the operands with a gradient that arises once per window, in the order of `at_windows`.
-        at_windows: the function that gives those.
-        counts: symbols for numbers of taps: the axes counted, and whose.
-    """
-
-    forward: tuple[Sweep, ...]
-    output: Block
-    accumulated: tuple[Value, ...]
-    made: tuple[Value, ...]
-    make: Block
-    backward: tuple[Sweep, ...]
-    window_gradients: tuple[Operand, ...]
-    at_windows: Block
-    counts: dict[sp.Symbol, Domain]
-
-    @property
-    def kept(self) -> tuple[Value, ...]:
-        """The window values that the forward pass hands to the backward pass."""
-        return self.accumulated + self.made
-
-    @property
-    def has_gradient(self) -> frozenset[str]:
-        """The names of the operands whose gradient is not identically 0."""
-        places = [*self.window_gradients, *(place for sweep in self.backward for place in sweep.gradients)]
-        return frozenset(place.operand.name for place in places)
-
-    @property
-    def lifted(self) -> tuple[list[Lifted], list[Lifted]]:
-        """What is computed once per pixel or weight, for the forward and for the backward pass."""
-        forward, backward = (
-            sorted(
-                {
-                    each
-                    for sweep in sweeps
-                    for block in (sweep.taps, *filter(None, sweep.factors))
-                    for each in block.arguments
-                    if isinstance(each, Lifted)
-                },
-                key=str,
-            )
-            for sweeps in (self.forward, self.backward)
-        )
-        return forward, backward
-
-    @staticmethod
-    def held(sweeps: Iterable[Sweep]) -> list[Domain]:
-        """What the sweeps hold for each window beyond one value: the taps and channels of each."""
-        found = {each.held for sweep in sweeps for each in sweep.accumulators}
-        return sorted(found - {WINDOW})
+from .schedule import GRAD, YIELDS, Accumulator, Schedule, Sweep
 
 
 def lower(formula: Formula, lift: bool = False) -> Schedule:

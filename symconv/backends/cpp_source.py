@@ -10,7 +10,7 @@ from typing import Any
 from ..kernel import Kernel
 from ..language.axes import Domain
 from ..lift import Lifted
-from ..lower import Schedule, Sweep
+from ..schedule import Schedule, Sweep
 from .lifting import WEIGHT, LiftingPass
 from .native_source import Backward, Forward, flags, native_source
 

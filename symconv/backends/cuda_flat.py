@@ -14,7 +14,7 @@ import sympy as sp
 from ..language.axes import WINDOW
 from ..language.symbols import Access, Operand
 from ..lift import Lifted
-from ..lower import GRAD, Sweep
+from ..schedule import GRAD, Sweep
 from .cuda_reader import ALL, NotFlatError, Reader, here, is_number, of_pixel, unused
 from .lifting import LiftingPass
 from .native_facts import FlatBackward, FlatForward

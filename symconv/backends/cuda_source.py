@@ -10,7 +10,7 @@ from typing import Any
 from ..kernel import Kernel
 from ..language.axes import Domain
 from ..language.symbols import Operand
-from ..lower import Schedule, Sweep
+from ..schedule import Schedule, Sweep
 from .cuda_flat import backward_facts, flat_backward, flat_forward, forward_facts
 from .cuda_reader import is_number
 from .lifting import LiftingPass

@@ -12,10 +12,10 @@ from ..derive import gradients
 from ..kernel import Kernel
 from ..language.axes import Value
 from ..language.symbols import Access, Operand
-from ..lower import Accumulator, Schedule, Sweep
 from ..printers.mathematics import glossary, kink_notes
 from ..printers.text import TextPrinter
 from ..rewrite import readable
+from ..schedule import Accumulator, Schedule, Sweep
 from ..version import __version__
 
 MEANINGS = {

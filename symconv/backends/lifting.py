@@ -11,7 +11,7 @@ from ..kernel import Kernel
 from ..language.axes import Domain
 from ..language.symbols import Operand
 from ..lift import Lifted
-from ..lower import Schedule
+from ..schedule import Schedule
 from .native_source import SIZES, Member, Pass, flags
 
 PIXEL = "The same for all taps that see a pixel: computed once."

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..kernel import Kernel
 from ..language.axes import domain
-from ..lower import PLAIN, Accumulator, Schedule, Sweep
 from ..operations import HEAVY
+from ..schedule import PLAIN, Accumulator, Schedule, Sweep
 
 #: Marks values that are put in order along channels that are not those of x.
 OTHER_CHANNELS = "+"

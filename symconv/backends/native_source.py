@@ -17,10 +17,10 @@ import sympy as sp
 from ..kernel import Kernel
 from ..language.axes import WINDOW, Domain, Labels, domain
 from ..language.symbols import Access, Operand
-from ..lower import YIELDS, Schedule, Sweep
 from ..operations import NOTHING, PERIODIC, Block
 from ..printers.cpp import CppPrinter, identifier
 from ..render import render
+from ..schedule import YIELDS, Schedule, Sweep
 from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
 
 SIZES = {"T": "windows.taps", "C": "windows.geometry.channels", "N": "windows.taps * windows.geometry.channels"}

@@ -10,10 +10,10 @@ import sympy as sp
 from ..kernel import Kernel
 from ..language.axes import Domain, Value, domain
 from ..language.symbols import Access, Operand
-from ..lower import Schedule, Sweep
 from ..operations import Block
 from ..printers.torch import TorchPrinter, identifier
 from ..render import render, static_header
+from ..schedule import Schedule, Sweep
 from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
 
 #: How an operand of each role is made ready for the blocks.
