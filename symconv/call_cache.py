@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .kernel import Kernel
-from .ops import Call, convolve_now, is_plain
+from .ops import Call, convolve_now, is_plain, is_replaced
 
 #: All that checks look at, which is everything but the values of tensors.
 CallKey: TypeAlias = tuple[Any, ...]
@@ -72,7 +72,7 @@ def function_key(
     While `torch.jit.trace` records, sizes are tensors, and the key is equal to no other; where `make_fx` and the like
     look on, they may be symbols.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+    if torch.compiler.is_compiling() or is_replaced():
         return None
     if isinstance(kernel, Kernel):
         kernel = kernel.text

@@ -27,7 +27,7 @@ from .call_cache import CallKey, CheckedCall, cached_output, function_key, opera
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import IntOrInts, per_axis
 from .kernel import Kernel, Signature, is_learned
-from .ops import Call, convolve, is_recorded
+from .ops import Call, convolve, is_recorded, is_replaced
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
@@ -274,7 +274,7 @@ def run(
         key: of the call, where the caller has looked for it already.
     """
     given = autocast(signature, given)
-    if key is None and not (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0):
+    if key is None and not (torch.compiler.is_compiling() or is_replaced()):
         key = (signature.text, rank, options.spelled, *operand_key(given))
         if (output := cached_output(key, given)) is not None:
             return output

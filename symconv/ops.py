@@ -25,6 +25,13 @@ from .kernel import Kernel, kernel_of
 #: The types of tensors that only compute.
 PLAIN = (Tensor, torch.nn.Parameter)
 
+#: The modes that carry out operators; others, such as counters, look on.
+REPLACING = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+
 
 def version() -> str:
     """Of the code that generates kernels.
@@ -65,11 +72,16 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
-def is_watched(tensors: Sequence[Tensor]) -> bool:
-    """Whether others than autograd carry out operators or look on: a mode (fake tensors, `make_fx`), or the tensors."""
-    return torch._C._len_torch_dispatch_stack() > 0 or any(
-        type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ for tensor in tensors
-    )
+def is_replaced() -> bool:
+    """Whether a mode carries out operators in its own way, with fake tensors, say, or to record them for `make_fx`."""
+    if torch._C._len_torch_dispatch_stack() == 0:  # which is quick to ask
+        return False
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in REPLACING)
+
+
+def is_dispatched(tensors: Sequence[Tensor]) -> bool:
+    """Whether a mode or the tensors themselves carry out operators."""
+    return is_replaced() or any(type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ for tensor in tensors)
 
 
 def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
@@ -77,7 +89,7 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
     Shapes: x `[N, in_channels, *image]`, output `[N, out_channels, *size]`.
     """
-    if is_recorded() or is_watched(tensors):
+    if is_recorded() or is_dispatched(tensors):
         output: Tensor = torch.ops.symconv.convolve(
             call.formula,
             call.backend,
@@ -93,7 +105,7 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The same where `torch.compile` does not look on."""
-    if is_watched(tensors):
+    if is_dispatched(tensors):
         return convolve(call, tensors)
     if is_plain(tensors):
         return call.compiled.repeated(tensors, call.numbers, call.geometry)(tensors)
@@ -107,7 +119,7 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether nobody will ask for a derivative, of whatever kind, so that autograd need not be told."""
     if forward_ad._current_level >= 0 or peek_interpreter_stack() is not None:
         return False
-    if torch._C._len_torch_dispatch_stack() > 0:
+    if is_replaced():
         return False
     learning = is_grad_enabled()
     for tensor in tensors:  # noqa: SIM110, a generator takes longer
