@@ -90,11 +90,11 @@ def windows(options: Options, in_channels: int, image_size: tuple[int, ...]) -> 
         options.kernel_size, out_channels, stride, pairs if own else nothing, dilation, groups, mode == "ignore"
     )
     check_windows_fit(image_size, pairs, geometry, mode)
-    geometry = geometry._replace(stride=_felt(stride, geometry._replace(padding=pairs), image_size))
+    geometry = geometry._replace(stride=_clamped_stride(stride, geometry._replace(padding=pairs), image_size))
     return Windows(geometry, pairs, geometry._replace(padding=pairs).output_size(image_size))
 
 
-def _felt(stride: tuple[int, ...], geometry: Geometry, image_size: tuple[int, ...]) -> tuple[int, ...]:
+def _clamped_stride(stride: tuple[int, ...], geometry: Geometry, image_size: tuple[int, ...]) -> tuple[int, ...]:
     """The stride, at most one that leaves a single window: what lies beyond is felt nowhere, and would take memory."""
     spans = zip(stride, image_size, geometry.padding, geometry.dilation, geometry.kernel_size)
     return tuple(s if s == 1 else min(s, i + sum(p) - d * (k - 1)) for s, i, p, d, k in spans)
