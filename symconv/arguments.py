@@ -172,10 +172,11 @@ def check_input(name: str, x: Any, rank: int) -> None:
 
 
 def check_layout(name: str, value: Tensor) -> None:
-    """Refuse a tensor that is not numbers at strides: a sparse or nested one, or one of another library."""
-    if value.is_nested or value.layout != torch.strided:
-        kind = "is a nested tensor" if value.is_nested else f"has layout {value.layout}"
-        raise ArgumentTypeError(f"{name} {kind}; a dense one is needed: convert it, for example {name}.to_dense()")
+    """Refuse a tensor that is not numbers at strides: a sparse one, or one of another library."""
+    if value.layout != torch.strided:
+        raise ArgumentTypeError(
+            f"{name} has layout {value.layout}; torch.strided is needed: convert it, for example {name}.to_dense()"
+        )
 
 
 def check_tensor(name: str, value: Any, x: Tensor) -> None:

@@ -201,19 +201,8 @@ def _conv_first(
     kernel_size = per_axis(
         tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1
     )
-    options = Options(
-        kernel_size,
-        out_channels,
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode,
-        padding_value,
-        backend,
-        fast_math,
-    )
-    return run(signature, rank, given, options, key)
+    layout = stride, padding, dilation, groups, padding_mode, padding_value
+    return run(signature, rank, given, Options(kernel_size, out_channels, *layout, backend, fast_math), key)
 
 
 def _pool(

@@ -71,40 +71,23 @@ class Layer(nn.Module):
     def __init__(
         self,
         kernel: Kernel,
-        kernel_size: IntOrInts,
-        out_channels: int | None,
-        stride: IntOrInts,
-        padding: str | IntOrInts,
-        dilation: IntOrInts,
-        groups: int | None,
-        padding_mode: str,
-        padding_value: float,
-        backend: str,
-        fast_math: bool,
+        options: Options,
         values: dict[str, Any],
     ) -> None:
         super().__init__()
         self.kernel, self.signature = kernel, kernel.signature
-        kernel_size = per_axis(kernel_size, self.rank, "kernel_size", 1)
-        stride = per_axis(stride, self.rank, "stride", 1)
-        dilation = per_axis(dilation, self.rank, "dilation", 1)
-        padding_pairs(padding, kernel_size, stride, dilation)  # refuse it now, not at the first call
+        stride = per_axis(options.stride, self.rank, "stride", 1)
+        dilation = per_axis(options.dilation, self.rank, "dilation", 1)
+        padding = options.padding
+        padding_pairs(padding, options.kernel_size, stride, dilation)  # refuse it now, not at the first call
         padding = padding if isinstance(padding, str) else per_axis(padding, self.rank, "padding", 0)
-        check_padding_mode(padding_mode)
-        if backend != "auto":
-            backend_named(backend)
-        check_fast_math(fast_math)
-        self._options = Options(
-            kernel_size,
-            out_channels,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            float(padding_value),
-            backend,
-            fast_math,
+        check_padding_mode(options.padding_mode)
+        if options.backend != "auto":
+            backend_named(options.backend)
+        check_fast_math(options.fast_math)
+        value = float(options.padding_value)
+        self._options = dataclasses.replace(
+            options, stride=stride, padding=padding, dilation=dilation, padding_value=value
         )
         #: The learned operands, and the attributes that hold them.
         self._learned: list[tuple[str, str]] = []
@@ -257,20 +240,10 @@ class Conv(Layer):
         fast_math: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(
-            as_kernel(kernel, bias),
-            kernel_size,
-            out_channels,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            padding_value,
-            backend,
-            fast_math,
-            options,
-        )
+        resolved = as_kernel(kernel, bias)
+        size = per_axis(kernel_size, self.rank, "kernel_size", 1)
+        layout = stride, padding, dilation, groups, padding_mode, padding_value
+        super().__init__(resolved, Options(size, out_channels, *layout, backend, fast_math), options)
         check_groups(in_channels, out_channels, groups)
         check_counts(self.signature, {"x": in_channels}, out_channels, groups)
         self.in_channels = in_channels
@@ -360,21 +333,9 @@ class Pool(Layer):
                 f"the formula names {name}, a {roles[name]} per filter or channel, and {type(self).__name__} cannot "
                 f"tell how many; use Conv{self.rank}d with groups=in_channels"
             )
-        stride = kernel_size if stride is None else stride
-        super().__init__(
-            resolved,
-            kernel_size,
-            None,
-            stride,
-            padding,
-            dilation,
-            None,
-            padding_mode,
-            padding_value,
-            backend,
-            fast_math,
-            options,
-        )
+        size = per_axis(kernel_size, self.rank, "kernel_size", 1)
+        layout = size if stride is None else stride, padding, dilation, None, padding_mode, padding_value
+        super().__init__(resolved, Options(size, None, *layout, backend, fast_math), options)
         self._register(1, 1, 1, device, dtype)
         self._warn_of_dead_gradients()
         self.reset_parameters()

@@ -89,26 +89,29 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
     Shapes: x `[N, in_channels, *image]`, output `[N, out_channels, *size]`.
     """
-    if is_recorded() or is_dispatched(tensors):
-        output: Tensor = torch.ops.symconv.convolve(
-            call.formula,
-            call.backend,
-            version(),
-            call.fast_math,
-            list(call.numbers),
-            call.geometry.numbers(),
-            list(tensors),
-        )[0]
-        return output
-    return convolve_now(call, tensors)
+    return _operator(call, tensors) if is_recorded() else convolve_now(call, tensors)
+
+
+def _operator(call: Call, tensors: Sequence[Tensor]) -> Tensor:
+    """The same by PyTorch's dispatcher, for whoever is to see an operator there."""
+    output: Tensor = torch.ops.symconv.convolve(
+        call.formula,
+        call.backend,
+        version(),
+        call.fast_math,
+        list(call.numbers),
+        call.geometry.numbers(),
+        list(tensors),
+    )[0]
+    return output
 
 
 def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The same where `torch.compile` does not look on."""
-    if is_dispatched(tensors):
-        return convolve(call, tensors)
     if is_plain(tensors):
         return call.compiled.repeated(tensors, call.numbers, call.geometry)(tensors)
+    if is_dispatched(tensors):
+        return _operator(call, tensors)
     if peek_interpreter_stack() is not None:
         raise DerivativeError("torch.func (grad, vmap, jvp) is not supported; use torch.autograd.grad, and the batch")
     result: Tensor = _apply(Convolve, call, [], *tensors)
