@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import symconv as sc
+from symconv.accumulators import EXPONENTIALS, FIRST_MAX, MAX, MEAN, PRODUCT, SUM, Kind
 from symconv.build.driver import LoadedModule
 from symconv.build.nvrtc import cubin
 from symconv.lower import lower
@@ -39,14 +40,13 @@ Peaks = dict[str, float]
 FUNCTIONS = {"exp": 9, "sin": 12, "cos": 12, "tan": 18, "log": 12, "pow": 22, "tanh": 14, "sqrt": 4, "norm": 4}
 
 #: By kind of accumulator, what one more value costs.
-ACCUMULATORS: dict[str, Counter[str]] = {
-    "sum": Counter(add=1),
-    "mean": Counter(add=1),
-    "product": Counter(mul=1),
-    "max": Counter(max=1),
-    "first_max": Counter(max=1, select=1),
-    "exponentials": Counter(max=1, exp=1, add=2),
-    "moment": Counter(mul=1, add=3),
+ACCUMULATORS: dict[Kind, Counter[str]] = {
+    SUM: Counter(add=1),
+    MEAN: Counter(add=1),
+    PRODUCT: Counter(mul=1),
+    MAX: Counter(max=1),
+    FIRST_MAX: Counter(max=1, select=1),
+    EXPONENTIALS: Counter(max=1, exp=1, add=2),
 }
 
 

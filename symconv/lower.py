@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import sympy as sp
 
+from .accumulators import EXPONENTIALS, FACTORS, FIRST_MAX, FIRST_RANK, MEAN, SUM, Kind
 from .derive import partials, tidy
 from .functions import Pointwise, finite, less, power, typed
 from .functions import where as choice
@@ -26,7 +27,7 @@ from .lift import Lifted, Lifting, factored
 from .operations import NOTHING, Block, is_denominator
 from .reductions import divided, record_of, weighs_sums
 from .rewrite import kinked, numeric
-from .schedule import GRAD, YIELDS, Accumulator, Schedule, Sweep
+from .schedule import GRAD, Accumulator, Schedule, Sweep
 
 
 def lower(formula: Formula, lift: bool = False) -> Schedule:
@@ -224,26 +225,26 @@ class _Lowering:
 
 
 class _Along:
-    """The accumulators of `reductions.Accumulators` along the axes of one node, whose arguments vary along `labels`."""
+    """What `Accumulators` promises, along the axes of one node, whose arguments vary along `labels`."""
 
     def __init__(self, lowering: _Lowering, dims: frozenset[str], labels: Labels) -> None:
         self.lowering, self.dims, self.labels = lowering, dims, labels
 
     def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
-        return self._yield("sum", value, *like)[0]
+        return self._yield(SUM, value, *like)[0]
 
     def factors(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("factors", value)
+        return self._yield(FACTORS, value)
 
     def first_max(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("first_max", value)
+        return self._yield(FIRST_MAX, value)
 
     def mean(self, value: sp.Expr) -> sp.Expr:
         own = _Along(self.lowering, self.dims, labels_of(value))  # more taps of the same values have the same mean
-        return own._yield("mean", value)[0]
+        return own._yield(MEAN, value)[0]
 
     def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("exponentials", value)
+        return self._yield(EXPONENTIALS, value)
 
     def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         if not self.lowering.weighs_sums:
@@ -253,7 +254,7 @@ class _Along:
         return peak, self.sum(sp.exp(less(value, peak)))
 
     def first_rank(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield("first_rank", value, rank=self.lowering.lower(kinked(rank)))
+        return self._yield(FIRST_RANK, value, rank=self.lowering.lower(kinked(rank)))
 
     def count(self, *like: sp.Expr) -> sp.Expr:
         name, counted = self._named("count", like)
@@ -273,14 +274,14 @@ class _Along:
     def _where(self, values: Iterable[sp.Expr]) -> Domain:
         return domain(self.labels.union(*map(labels_of, values)), self.dims)
 
-    def _yield(self, kind: str, value: sp.Expr, *like: sp.Expr, rank: sp.Expr | None = None) -> tuple[Value, ...]:
+    def _yield(self, kind: Kind, value: sp.Expr, *like: sp.Expr, rank: sp.Expr | None = None) -> tuple[Value, ...]:
         value = self.lowering.lower(kinked(value))
         where = self._where([value, *like])
         key = (kind, value, where, self.dims, rank)
         if key not in self.lowering._known:
             number = len(self.lowering.accumulators) + 1
             left = without(where.labels, self.dims)
-            symbols = tuple(Value(f"{name}_{number}", left, position) for name, position in YIELDS[kind])
+            symbols = tuple(Value(f"{each.name}_{number}", left, each.is_position) for each in kind.results)
             accumulator = Accumulator(kind, symbols, value, where, self.dims, rank)
             self.lowering.accumulators.append(accumulator)
             self.lowering._known[key] = accumulator

@@ -2,7 +2,7 @@
 
 A *reduction* (`sum`, `prod`, `max`, ...) turns a tap value into one without the axes it runs over.  A *window
 transform* (`softmax`, `others`, `first_max`) turns a tap value into a tap value that depends on the other taps too.
-Each is one record: how a gradient passes through it, how it is computed from the six accumulators that every backend
+Each is one record: how a gradient passes through it, how it is computed from the accumulators that every backend
 provides, and the same thing in PyTorch over an explicit axis, for the reference.
 
 The gradient of every reduction is written with these same nodes, so a gradient is another formula, and so is the
@@ -13,54 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import sympy as sp
 import torch
 
+from .accumulators import Accumulators
 from .errors import DerivativeError
 from .functions import case, ceil, floor, is_zero, less, reciprocal, same, shift
 from .language.axes import WindowNode, domain, labels_of, without
 
 Adjoint = Callable[[Any, sp.Expr], tuple[sp.Expr, ...]]
-
-
-class Accumulators(Protocol):
-    """What a backend computes in one sweep over a window, along the axes of one node.
-
-    Each call asks for one and returns its symbols.
-    """
-
-    dims: frozenset[str]
-
-    def sum(self, value: sp.Expr, *like: sp.Expr) -> sp.Expr:
-        """The sum of a tap value, over as many taps and channels as it and `like` have."""
-
-    def factors(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
-        """The product of a tap value, that of the values that are not 0, and how many are."""
-
-    def first_max(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """The maximum, and the scan position of the first tap that attains it."""
-
-    def mean(self, value: sp.Expr) -> sp.Expr:
-        """The running mean of a tap value (Welford), which for a constant is that constant."""
-
-    def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """The maximum, made finite, and the sum of exp(value - maximum)."""
-
-    def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """The same as `exponentials`, or where a sum shares the exponentials from a maximum first, then a sum."""
-
-    def first_rank(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """The value of a rank, counted from 0 for the smallest, and the scan position of the first tap that has it."""
-
-    def count(self, *like: sp.Expr) -> sp.Expr:
-        """How many taps and channels `like` has: all, or with `padding_mode="ignore"` those inside the image."""
-
-    def position(self, *like: sp.Expr) -> sp.Expr:
-        """The scan position of the tap, `c*T + t`, among the taps and channels that `like` has."""
-
-
 Lowering = Callable[..., sp.Expr]
 
 

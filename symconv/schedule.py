@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import sympy as sp
 
+from .accumulators import Kind
 from .functions import same
 from .language.axes import WINDOW, Domain, Labels, Value, domain, labels_of, without
 from .language.symbols import Access, Operand
@@ -20,29 +21,13 @@ from .operations import NOTHING, Block
 #: The gradient that reaches the output of a window.
 GRAD = Value("grad")
 
-#: The symbols that each kind of accumulator yields: their names, and whether they are scan positions.
-YIELDS: dict[str, tuple[tuple[str, bool], ...]] = {
-    "sum": (("sum", False),),
-    "product": (("product", False),),
-    "factors": (("product", False), ("nonzero", False), ("zeros", False)),
-    "mean": (("mean", False),),
-    "exponentials": (("peak", False), ("exponentials", False)),
-    "first_max": (("max", False), ("argmax", True)),
-    "first_rank": (("rank", False), ("argrank", True)),
-    "max": (("max", False),),
-    "rank": (("rank", False),),
-}
-
-#: The kinds that yield only the first symbol of others.
-PLAIN = {"factors": "product", "first_max": "max", "first_rank": "rank"}
-
 
 @dataclass(frozen=True)
 class Accumulator:
     """One running value of a sweep.
 
     Args:
-        kind: one of `YIELDS`.
+        kind: its kind.
         symbols: what it yields.
         value: the tap value that goes in.
         where: the taps and channels that it runs over, those of its value and `dims`.
@@ -50,7 +35,7 @@ class Accumulator:
         rank: for a rank, which value it yields: a window value.
     """
 
-    kind: str
+    kind: Kind
     symbols: tuple[Value, ...]
     value: sp.Expr
     where: Domain
@@ -83,9 +68,9 @@ class Accumulator:
 
     def yielding(self, wanted: frozenset[sp.Symbol]) -> Accumulator:
         """The same with its first symbol alone, if nobody wants the others: a maximum without its position."""
-        if self.kind not in PLAIN or not wanted.isdisjoint(self.symbols[1:]):
+        if self.kind.plain is None or not wanted.isdisjoint(self.symbols[1:]):
             return self
-        return replace(self, kind=PLAIN[self.kind], symbols=self.symbols[:1])
+        return replace(self, kind=self.kind.plain, symbols=self.symbols[:1])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import symconv as sc
+from symconv.accumulators import EXPONENTIALS, MEAN, SUM
 from symconv.geometry import Geometry
 from symconv.keep import merged
 from symconv.language.axes import Value
@@ -65,14 +66,14 @@ def test_what_is_used_elsewhere_is_kept_as_it_is() -> None:
 def test_a_gradient_accumulates_no_mean_again(formula: str) -> None:
     """Deviations are from means that the forward pass took."""
     schedule = lower(sc.Kernel(formula).formula)
-    assert [{each.kind for each in sweep.accumulators} for sweep in schedule.forward] == [{"mean"}, {"sum"}]
+    assert [{each.kind for each in sweep.accumulators} for sweep in schedule.forward] == [{MEAN}, {SUM}]
     assert not any(sweep.accumulators for sweep in schedule.backward)
 
 
 def test_one_mean_of_a_guide_serves_all() -> None:
     """An image g may have one channel, which x's channels share; it has the same mean for all of them."""
     schedule = lower(sc.zoo.ssim.formula)
-    assert Counter(each.kind for sweep in schedule.forward for each in sweep.accumulators) == {"mean": 2, "sum": 3}
+    assert Counter(each.kind for sweep in schedule.forward for each in sweep.accumulators) == {MEAN: 2, SUM: 3}
 
 
 def exponentials(formula: str) -> list[int]:
@@ -86,7 +87,7 @@ def exponentials(formula: str) -> list[int]:
 def test_a_sum_weighted_by_softmax_takes_one_exponential(formula: str) -> None:
     assert sum(exponentials(formula)) == 1
     assert all(
-        each.kind != "exponentials"
+        each.kind is not EXPONENTIALS
         for sweep in lower(sc.Kernel(formula).formula).forward
         for each in sweep.accumulators
     )
@@ -113,8 +114,8 @@ def test_gradients_divide_by_the_sum_of_exponentials(formula: str) -> None:
 )
 def test_softmax_accumulates_exponentials_where_no_sum_shares_them(formula: str) -> None:
     first, second = lower(sc.Kernel(formula).formula).forward
-    assert [each.kind for each in first.accumulators] == ["exponentials"]
-    assert [each.kind for each in second.accumulators] == ["sum"]
+    assert [each.kind for each in first.accumulators] == [EXPONENTIALS]
+    assert [each.kind for each in second.accumulators] == [SUM]
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp", "cuda-emu"])

@@ -8,9 +8,9 @@ from typing import Any
 
 import sympy as sp
 
+from ..accumulators import Result
 from ..derive import gradients
 from ..kernel import Kernel
-from ..language.axes import Value
 from ..language.symbols import Access, Operand
 from ..printers.mathematics import glossary, kink_notes
 from ..printers.text import TextPrinter
@@ -34,19 +34,6 @@ MEANINGS = {
 #: What the function says of itself that makes the window values that are kept but not accumulated.
 MAKE = "What the backward pass asks for in place of the values of which it is made."
 
-#: The class of the static headers behind each kind of accumulator, in every backend.
-ACCUMULATORS = {
-    "sum": "Sum",
-    "product": "Product",
-    "factors": "Factors",
-    "mean": "Mean",
-    "exponentials": "Exponentials",
-    "max": "Max",
-    "first_max": "FirstMax",
-    "rank": "Rank",
-    "first_rank": "FirstRank",
-}
-
 
 def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, str]) -> dict[str, Any]:
     """What the head of a generated file says about the kernel."""
@@ -58,8 +45,7 @@ def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, st
         names.append((lifted.name, f"{_text(lifted.expr)}, once per {'pixel' if lifted.pixel else 'weight'}"))
     for sweep in (*schedule.forward, *schedule.backward):
         for each in sweep.accumulators:
-            names.append((each.symbols[0].name, legend(each)))
-            names += [(symbol.name, legend(each, symbol)) for symbol in each.symbols[1:]]
+            names += [(symbol.name, legend(each, result)) for symbol, result in zip(each.symbols, each.kind.results)]
     names += [(name.name, "kept: " + _text(expr)) for name, expr in zip(schedule.made, schedule.make.whole)]
     return {
         "title": kernel.title,
@@ -95,24 +81,15 @@ def _meaning(operand: Operand) -> str:
     return bank + MEANINGS[operand.role] + (f", one per {per}" if operand.role in ("param", "field") and per else "")
 
 
-#: What accumulators yield, by the names of their symbols.
-YIELDED = {
-    "product": "product of {value}",
-    "nonzero": "product of {value} where it is not 0",
-    "zeros": "how many of {value} are 0",
-    "peak": "the maximum of {value}, made finite",
-    "exponentials": "sum of exp, less the maximum, of {value}",
-    "rank": "value at a rank of {value}",
-    "argmax": "the first tap that attains {first}",
-    "argrank": "the first tap that attains {first}",
-}
+def summary(accumulator: Accumulator) -> str:
+    """What an accumulator is there for."""
+    return legend(accumulator, accumulator.kind.results[accumulator.kind.headline])
 
 
-def legend(each: Accumulator, symbol: Value | None = None) -> str:
-    """What one of the symbols of an accumulator stands for; without one, the first."""
-    name, _, _ = (symbol or each.symbols[0]).name.rpartition("_")
-    over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(each.dims)), "")
-    return YIELDED.get(name, name + " of {value}").format(value=_text(each.value) + over, first=each.symbols[0])
+def legend(accumulator: Accumulator, result: Result) -> str:
+    """What one of the symbols of an accumulator stands for."""
+    over = {"c": " over the channels", "t": " over the taps"}.get("".join(sorted(accumulator.dims)), "")
+    return result.meaning.format(value=_text(accumulator.value) + over, first=accumulator.symbols[0])
 
 
 def _text(expr: sp.Expr) -> str:

@@ -14,12 +14,10 @@ from typing import Any
 from ..kernel import Kernel
 from ..language.axes import domain
 from ..operations import HEAVY
-from ..schedule import PLAIN, Accumulator, Schedule, Sweep
+from ..schedule import Accumulator, Schedule, Sweep
 
 #: Marks values that are put in order along channels that are not those of x.
 OTHER_CHANNELS = "+"
-#: Vectors that an accumulator of each kind holds.
-STATE = {"sum": 1, "product": 1, "factors": 3, "max": 1, "first_max": 2, "exponentials": 2, "mean": 2}
 
 
 @dataclass(frozen=True)
@@ -209,14 +207,14 @@ def _ranked(schedule: Schedule) -> list[str]:
 
 def _state(sweeps: Iterable[Iterable[Accumulator]]) -> int:
     """The most vectors that the accumulators of a sweep hold."""
-    return max((sum(STATE.get(each.kind, 0) for each in sweep) for sweep in sweeps), default=1)
+    return max((sum(each.kind.vectors for each in sweep) for sweep in sweeps), default=1)
 
 
 def _inference_state(schedule: Schedule) -> int | None:
     """The state where accumulators yield what is plain; None where they do so anyway, or the output needs the rest."""
     accumulators = [each for sweep in schedule.forward for each in sweep.accumulators]
     read: frozenset[Any] = frozenset().union(schedule.output.arguments, *(each.needs for each in accumulators))
-    plain = {each: each.yielding(read) for each in accumulators if each.kind in PLAIN}
-    if not plain or any(each.kind in PLAIN for each in plain.values()):
+    plain = {each: each.yielding(read) for each in accumulators if each.kind.plain}
+    if not plain or any(each.kind.plain for each in plain.values()):
         return None
     return _state([plain.get(each, each) for each in sweep.accumulators] for sweep in schedule.forward)

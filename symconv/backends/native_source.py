@@ -20,8 +20,8 @@ from ..language.symbols import Access, Operand
 from ..operations import NOTHING, PERIODIC, Block
 from ..printers.cpp import CppPrinter, identifier
 from ..render import render
-from ..schedule import YIELDS, Schedule, Sweep
-from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
+from ..schedule import Schedule, Sweep
+from .description import MAKE, describe, identifiers, summary
 
 SIZES = {"T": "windows.taps", "C": "windows.geometry.channels", "N": "windows.taps * windows.geometry.channels"}
 OFFSETS = {"dx": 2, "dy": 1, "dz": 0}
@@ -135,7 +135,7 @@ class Pass:
                 if nest["ranks"]
             ],
             "ranks": max(
-                [sum("rank" in a.kind for a in sweep.accumulators) for sweep in self.sweeps.values()], default=0
+                [sum(a.rank is not None for a in sweep.accumulators) for sweep in self.sweeps.values()], default=0
             ),
         }
 
@@ -338,12 +338,11 @@ class Pass:
         ranged = self.ranged and not PERIODIC.isdisjoint(sweep.taps.operations)
         taps = self.function(f"{name}_tap", self.doc_of(sweep), sweep.taps, sweep.where, ranged)
         ranks = self.function(f"{name}_ranks", "The ranks whose values are wanted.", sweep.ranks, WINDOW)
-        legends = (legend(a, a.symbols[-1] if a.kind == "exponentials" else None) for a in sweep.accumulators)
         return {
             "name": name,
             "id": self.id(sweep.where),
             "inside": "t" in sweep.where.axes,
-            "doc": "; ".join(legends) or self.doc_of(sweep).removesuffix("."),
+            "doc": "; ".join(map(summary, sweep.accumulators)) or self.doc_of(sweep).removesuffix("."),
             "before": before,
             "names": [self.identifier(symbol) for symbol in sweep.names],
             "taps": taps,
@@ -371,15 +370,15 @@ class Pass:
             is_rank = each.rank is not None
             entry = {
                 "variable": f"running_{each.symbols[0].name}",
-                "type": ACCUMULATORS[each.kind],
-                "position": each.kind == "first_max",
+                "type": each.kind.name,
+                "position": each.kind.takes_position,
                 "left": domain(each.left).axes,
                 "given": next(waiting),
                 "rank": next(ranked) if is_rank else "",
                 "number": sum(a.rank is not None for a in sweep.accumulators[:number]),
                 "stores": [
-                    (self.identifier(symbol), attribute, "store_int" if symbol.position else "store")
-                    for symbol, (attribute, _) in zip(each.symbols, YIELDS[each.kind])
+                    (self.identifier(symbol), result.name, "store_int" if result.is_position else "store")
+                    for symbol, result in zip(each.symbols, each.kind.results)
                 ],
             }
             groups.setdefault(each.dims, []).append(entry)

@@ -14,7 +14,7 @@ from ..operations import Block
 from ..printers.torch import TorchPrinter, identifier
 from ..render import render, static_header
 from ..schedule import Schedule, Sweep
-from .description import ACCUMULATORS, MAKE, describe, identifiers, legend
+from .description import MAKE, describe, identifiers, summary
 
 #: How an operand of each role is made ready for the blocks.
 PREPARE = {
@@ -185,10 +185,7 @@ class _Printed:
         arguments = ", ".join(self.enter(symbol, "tap") for symbol in sweep.taps.arguments)
         return {
             "number": self.number,
-            "doc": "; ".join(
-                legend(each, each.symbols[-1] if each.kind == "exponentials" else None) for each in sweep.accumulators
-            )
-            or "the gradients at each tap",
+            "doc": "; ".join(map(summary, sweep.accumulators)) or "the gradients at each tap",
             "names": _targets(symbol.name for symbol in sweep.names),
             "call_before": call_before,
             "taps": f"windows.taps({self.where(sweep.where)})",
@@ -211,7 +208,7 @@ class _Printed:
             found.append(
                 {
                     "variable": f"running_{each.symbols[0].name}",
-                    "make": f"{ACCUMULATORS[each.kind]}({', '.join(filter(None, ('windows', *options)))})",
+                    "make": f"{each.kind.name}({', '.join(filter(None, ('windows', *options)))})",
                     "value": next(waiting),
                     "symbols": _targets(symbol.name for symbol in each.symbols),
                     "ranks": ranks,

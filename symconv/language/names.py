@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import sympy as sp
 
+from ..accumulators import KINDS
 from ..errors import FormulaError, Span
 from ..functions import FUNCTIONS
 from ..reductions import REDUCTIONS, TRANSFORMS
@@ -29,8 +30,8 @@ RESERVED = frozenset((*FUNCTIONS, *WINDOW_FUNCTIONS, *BUILTIN, *CONSTANTS, *AXES
 )
 #: Names that generated code numbers.
 GENERATED = re.compile(
-    r"(sum|product|nonzero|zeros|(arg)?(max|rank)|peak|exponentials|mean|value|kept)_\d+|(count|position)(_.*)?"
-    r"|(running|grad|forward|backward|gradient)_.*"
+    rf"({'|'.join(result.name for kind in KINDS for result in kind.results)}|value|kept)_\d+"
+    r"|(count|position)(_.*)?|(running|grad|forward|backward|gradient)_.*"
 )
 #: How the names end that generated code makes of those of operands, and two words of which it makes some as well.
 MADE, MAKERS = ("_planes", "_values", "_total"), frozenset(["take", "values"])

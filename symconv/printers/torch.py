@@ -8,6 +8,7 @@ from typing import Any
 import sympy as sp
 from sympy.printing.precedence import PRECEDENCE
 
+from ..accumulators import KINDS, SUM
 from ..functions import BY_CLASS
 from ..language.symbols import Operand
 from .common import SourcePrinter
@@ -17,9 +18,9 @@ TAKEN = frozenset(
     """
     layout output windows tap kept place value needs given gradients names name like
     zip map tuple combine make
-    Layout Product Factors Max FirstMax Exponentials Mean Rank FirstRank ImageGradient BankGradient FieldGradient
+    Layout ImageGradient BankGradient FieldGradient
     """.split()
-)
+).union(kind.name for kind in KINDS if kind is not SUM)  # no formula may use that one
 
 
 def identifier(name: str) -> str:
