@@ -20,7 +20,7 @@ from .derive import partials, tidy
 from .functions import Pointwise, finite, less, power, typed
 from .functions import where as choice
 from .keep import merged
-from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
+from .language.axes import WINDOW, Domain, Labels, Position, TapPosition, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Operand
 from .lift import Lifted, Lifting, factored
@@ -56,7 +56,7 @@ def lower(formula: Formula, lift: bool = False) -> Schedule:
 
     exprs = [*gradients, *(expr for each in again for expr in each.takes)]
     known = {*lowering.counts, *(operand for operand in formula.operands if operand.role == "const")}
-    rewritten, parts = merged(exprs, (value for value in kept if not value.position), known)
+    rewritten, parts = merged(exprs, (value for value in kept if not isinstance(value, Position)), known)
     new = dict(zip(exprs, rewritten))
     used = frozenset().union(*(expr.free_symbols for expr in rewritten))
 
@@ -264,7 +264,7 @@ class _Along:
 
     def position(self, *like: sp.Expr) -> sp.Expr:
         name, among = self._named("position", like)
-        return Value(name, among.labels, position=True)
+        return TapPosition(name, among.labels)
 
     def _named(self, name: str, like: Iterable[sp.Expr]) -> tuple[str, Domain]:
         """What the node runs over along its axes, and a name with that in it."""
@@ -281,7 +281,9 @@ class _Along:
         if key not in self.lowering._known:
             number = len(self.lowering.accumulators) + 1
             left = without(where.labels, self.dims)
-            symbols = tuple(Value(f"{each.name}_{number}", left, each.is_position) for each in kind.results)
+            symbols = tuple(
+                (Position if each.is_position else Value)(f"{each.name}_{number}", left) for each in kind.results
+            )
             accumulator = Accumulator(kind, symbols, value, where, self.dims, rank)
             self.lowering.accumulators.append(accumulator)
             self.lowering._known[key] = accumulator
@@ -292,8 +294,8 @@ def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
     """`expr` with a number given the dtype of a neighbour where the function would not find it out by itself."""
     if not expr.free_symbols:
         return expr
-    whole = (symbol for symbol in sorted(expr.free_symbols, key=str) if not getattr(symbol, "position", False))
-    like = next(whole, None)
+    real = (symbol for symbol in sorted(expr.free_symbols, key=str) if not isinstance(symbol, Position))
+    like = next(real, None)
     if isinstance(expr, choice):
         condition, value, otherwise = expr.args
         numbers = like is not None and value.is_number and otherwise.is_number

@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy as sp
 
-from ..language.axes import WINDOW
+from ..language.axes import WINDOW, Position, TapPosition
 from ..language.symbols import Access, Operand
 from ..lift import Lifted
 from ..schedule import GRAD, Sweep
@@ -87,7 +87,7 @@ class Forward:
             "accumulators": self.given.printed[0]["nests"][0]["accumulators"],
             "doc": self.given.printed[0]["doc"],
             "combine": combine,
-            "kept": [(self.held[identifier(symbol)], symbol.position) for symbol in schedule.accumulated]
+            "kept": [(self.held[identifier(symbol)], isinstance(symbol, Position)) for symbol in schedule.accumulated]
             + [(value, False) for value in made],
         }
 
@@ -146,19 +146,19 @@ class Backward:
             "banks": banks,
             "pixels": pixels[0] if pixels else None,
             "befores": befores,
-            "slots": [(name, bool(getattr(self.values[name], "position", False))) for name in slots],
+            "slots": [(name, isinstance(self.values[name], Position)) for name in slots],
             "places": {here(given.identifier(s)): place for place, s in enumerate(self.kept)},
-            "values": [(here(given.identifier(s)), bool(getattr(s, "position", False))) for s in self.kept],
+            "values": [(here(given.identifier(s)), isinstance(s, Position)) for s in self.kept],
         }
 
     def slots(self, symbols: Iterable[sp.Symbol]) -> list[str]:
         """The values of a window among some symbols."""
-        names = [here(self.given.identifier(s)) for s in symbols if not isinstance(s, (Operand, Lifted))]
-        found = [name for name in names if name in self.values]
-        known = {*self.values, *(here(self.given.identifier(s)) for s in self.given.schedule.counts)}
-        if any(name not in known and not name.startswith("position") for name in names):
+        elsewhere = (Operand, Lifted, TapPosition)
+        found = [s for s in symbols if not isinstance(s, elsewhere) and s not in self.given.schedule.counts]
+        names = [here(self.given.identifier(s)) for s in found]
+        if not self.values.keys() >= {*names}:
             raise NotFlatError
-        return found
+        return names
 
     def sinks(
         self,

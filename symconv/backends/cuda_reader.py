@@ -10,7 +10,7 @@ from typing import Any
 
 import sympy as sp
 
-from ..language.axes import Domain
+from ..language.axes import Domain, Position, TapPosition
 from ..language.symbols import Access, Operand
 from ..lift import Lifted
 from .lifting import LiftingPass
@@ -45,7 +45,7 @@ def of_pixel(symbol: sp.Symbol) -> bool:
 
 def unused(symbol: sp.Symbol) -> str:
     """What is passed for an argument on which the results in question do not depend."""
-    return "splat_int(0)" if getattr(symbol, "position", False) else "splat(0)"
+    return "splat_int(0)" if isinstance(symbol, Position) else "splat(0)"
 
 
 class Reader:
@@ -77,7 +77,7 @@ class Reader:
         if isinstance(symbol, Lifted):
             return self.computed(name, symbol, where, of_image, of_bank)
         if not isinstance(symbol, Operand):
-            if getattr(symbol, "position", False) and symbol.name.startswith("position"):
+            if isinstance(symbol, TapPosition):
                 if where.axes != ALL:
                     raise NotFlatError
                 return "position"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..kernel import Kernel
-from ..language.axes import domain
+from ..language.axes import Position, domain
 from ..operations import HEAVY
 from ..schedule import Accumulator, Schedule, Sweep
 
@@ -159,7 +159,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         tensors=list(signature.tensors),
         roles=list(signature.roles),
         axes=list(signature.axes),
-        kept=["position" if symbol.position else "value" for symbol in schedule.kept],
+        kept=["position" if isinstance(symbol, Position) else "value" for symbol in schedule.kept],
         has_gradient=sorted(schedule.has_gradient),
         per_filter=any("o" in axes for role, axes in zip(signature.roles, signature.axes) if role != "bias"),
         ranked=_ranked(schedule),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import sympy as sp
 
 from ..kernel import Kernel
-from ..language.axes import WINDOW, Domain, Labels, domain
+from ..language.axes import WINDOW, Domain, Labels, Position, TapPosition, domain
 from ..language.symbols import Access, Operand
 from ..operations import NOTHING, PERIODIC, Block
 from ..printers.cpp import CppPrinter, identifier
@@ -124,7 +124,7 @@ class Pass:
                 for symbol, where in sorted(self.schedule.counts.items(), key=str)
                 if any(symbol.name in members for members in self.members.values())
             ],
-            "kept": [(identifier(symbol.name), symbol.position) for symbol in self.schedule.kept],
+            "kept": [(identifier(symbol.name), isinstance(symbol, Position)) for symbol in self.schedule.kept],
             "output": len(self.tensors),
             "tensors": len(self.tensors) + 1 + len(self.schedule.kept) + len(self.tensors) * (self.name == "backward"),
             "numbers": len(self.numbers),
@@ -165,7 +165,7 @@ class Pass:
             found += [(name, "real", "1") for name in map(self.identifier, sweep.names)]
             for each in sweep.accumulators:
                 for symbol in each.symbols:
-                    kind = "integer" if symbol.position else "real"
+                    kind = "integer" if isinstance(symbol, Position) else "real"
                     found.append((self.identifier(symbol), kind, self.extent(each.left)))
         return found
 
@@ -229,17 +229,15 @@ class Pass:
     def value(self, name: str, symbol: sp.Symbol, where: Domain) -> Member:
         """How a value of the window is read."""
         taps = f"shared.{self.id(where)}"
-        labels: Labels = getattr(symbol, "labels", frozenset())
-        axes = domain(labels).axes
         if symbol in self.schedule.counts:
             return Member(name, "Values<false, false>", f"{name}_values, 0, 0, nullptr")
-        position = getattr(symbol, "position", False)
-        if position and symbol.name.startswith("position"):
+        axes = domain(symbol.labels).axes
+        if isinstance(symbol, TapPosition):
             return Member(name, "Scan", {"ct": "nullptr", "c": f"{taps}.channel", "t": f"{taps}.tap"}[axes])
-        kind = f"{'Positions' if position else 'Values'}<{flags(True, bool(axes))}>"
+        kind = f"{'Positions' if isinstance(symbol, Position) else 'Values'}<{flags(True, bool(axes))}>"
         if not axes:
             return Member(name, kind, f"{name}_values, row_length, 0, nullptr")
-        extent = self.extent(labels)
+        extent = self.extent(symbol.labels)
         at = f"axis_places({taps}, '{axes}', {extent}, arena)"
         return Member(name, kind, f"{name}_values, {extent} * row_length, row_length, {at}")
 
@@ -318,7 +316,7 @@ class Pass:
                     "doc": doc,
                     "type": "vec" if single else f"Results<{len(results)}>",
                     "arguments": [
-                        f"{'ivec' if getattr(symbol, 'position', False) else 'vec'} {self.identifier(symbol)}"
+                        f"{'ivec' if isinstance(symbol, Position) else 'vec'} {self.identifier(symbol)}"
                         for symbol in block.arguments
                     ]
                     + ["Range& range"] * ranged,
@@ -445,7 +443,8 @@ class Backward(Pass):
 
     def values(self) -> list[tuple[str, str, str]]:
         kept = [
-            (self.identifier(symbol), "integer" if symbol.position else "real", "1") for symbol in self.schedule.kept
+            (self.identifier(symbol), "integer" if isinstance(symbol, Position) else "real", "1")
+            for symbol in self.schedule.kept
         ]
         return [("grad", "real", "1"), *kept, *super().values()]
 

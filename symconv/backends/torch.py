@@ -20,6 +20,7 @@ from ..build.key import content_key
 from ..errors import BackendError
 from ..geometry import Geometry
 from ..kernel import Kernel
+from ..language.axes import Position
 from . import DTYPES
 from .generated import GeneratingBackend
 from .torch_source import torch_source
@@ -61,7 +62,7 @@ def generate(kernel: Kernel) -> dict[str, str]:
 
     schedule = lower(kernel.formula)
     facts = {
-        "kept": ["position" if symbol.position else "value" for symbol in schedule.kept],
+        "kept": ["position" if isinstance(symbol, Position) else "value" for symbol in schedule.kept],
         "has_gradient": sorted(schedule.has_gradient),
         "inputs": [role == "input" for role in kernel.signature.roles],
     }

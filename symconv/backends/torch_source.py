@@ -8,7 +8,7 @@ from typing import Any
 import sympy as sp
 
 from ..kernel import Kernel
-from ..language.axes import Domain, Value, domain
+from ..language.axes import Domain, Position, TapPosition, domain
 from ..language.symbols import Access, Operand
 from ..operations import Block
 from ..printers.torch import TorchPrinter, identifier
@@ -104,7 +104,8 @@ class _Printed:
             "made": _targets(symbol.name for symbol in schedule.made),
             "make": make,
             "kept": _tuple(
-                "layout.windows(torch.int32)" if symbol.position else "layout.windows()" for symbol in schedule.kept
+                "layout.windows(torch.int32)" if isinstance(symbol, Position) else "layout.windows()"
+                for symbol in schedule.kept
             ),
             "kept_values": _tuple(symbol.name for symbol in schedule.kept),
             "kept_targets": _targets(symbol.name for symbol in schedule.kept),
@@ -147,7 +148,7 @@ class _Printed:
             element = getattr(symbol, "element", None)
             name += "" if element is None else f"[{element}]"
             return ENTER.get(symbol.role, "{block}.bank({name})").format(block=place, name=name, axis=axis)
-        if isinstance(symbol, Value) and symbol.position and symbol.name.startswith("position"):
+        if isinstance(symbol, TapPosition):
             return f"{block}.place({self.axes(domain(symbol.labels).axes)})"
         return symbol.name if block == "windows" else f"{block}.window({symbol.name})"
 

@@ -68,21 +68,25 @@ def _over(whole: type[WindowNode], dims: frozenset[str]) -> type[WindowNode]:
 
 
 class Value(sp.Symbol):  # type: ignore[misc]
-    """A symbol that stands for a value computed on the way, with the axes along which it varies.
-
-    `position` says that it is a scan position, a whole number.
-    """
+    """A symbol that stands for a value computed on the way, with the axes along which it varies."""
 
     labels: Labels
-    position: bool
 
-    def __new__(cls, name: str, labels: Iterable[str] = (), position: bool = False) -> Value:
+    def __new__(cls, name: str, labels: Iterable[str] = ()) -> Value:
         obj: Value = sp.Symbol.__xnew__(cls, name, real=True)
-        obj.labels, obj.position = frozenset(labels), position
+        obj.labels = frozenset(labels)
         return obj
 
     def _hashable_content(self) -> tuple[Any, ...]:
         return (*super()._hashable_content(), tuple(sorted(self.labels)))
+
+
+class Position(Value):
+    """The scan position of a tap, a whole number."""
+
+
+class TapPosition(Position):
+    """That of the tap that reads it: known wherever a tap is, and stored nowhere."""
 
 
 @functools.lru_cache(maxsize=65536)
