@@ -12,7 +12,8 @@ from ..language.axes import Domain
 from ..lift import Lifted
 from ..schedule import Schedule, Sweep
 from .lifting import WEIGHT, LiftingPass
-from .native_source import Backward, Forward, flags, native_source
+from .native_members import flags
+from .native_source import Backward, Forward, native_source
 
 
 def cpp_source(kernel: Kernel, schedule: Schedule) -> str:

@@ -14,7 +14,7 @@ from ..language.axes import Domain, Position, TapPosition
 from ..language.symbols import Access, Operand
 from ..lift import Lifted
 from .lifting import LiftingPass
-from .native_source import SIZES
+from .native_members import SIZES
 
 #: The one domain of the sweeps of a flat pass.
 ALL = "ct"

@@ -15,7 +15,8 @@ from .cuda_flat import backward_facts, flat_backward, flat_forward, forward_fact
 from .cuda_reader import is_number
 from .lifting import LiftingPass
 from .native_facts import FlatBackward, FlatForward
-from .native_source import Backward, Forward, Member, native_source
+from .native_members import Member
+from .native_source import Backward, Forward, native_source
 
 
 def cuda_source(kernel: Kernel, schedule: Schedule) -> tuple[str, FlatForward | None, FlatBackward | None]:

@@ -12,7 +12,8 @@ from ..language.axes import Domain
 from ..language.symbols import Operand
 from ..lift import Lifted
 from ..schedule import Schedule
-from .native_source import SIZES, Member, Pass, flags
+from .native_members import SIZES, Member, flags
+from .native_source import Pass
 
 PIXEL = "The same for all taps that see a pixel: computed once."
 WEIGHT = "The same for all windows: computed once per weight."
