@@ -67,6 +67,7 @@ class NativeGeometry(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("batch", "groups", "filters", "channels")),
         *((name, ctypes.c_int64 * 3) for name in ("image", "size", "kernel", "stride", "before", "dilation")),
+        ("pitch", ctypes.c_int64),
         ("strip", ctypes.c_int64),
         ("filter_step", ctypes.c_int64),
         ("by_filters", ctypes.c_int64),
@@ -147,8 +148,17 @@ def line_of(x: torch.Tensor, geometry: Geometry) -> Line:
         (ctypes.c_int64 * 3)(*axes([before for before, _ in geometry.padding], 0)),
         (ctypes.c_int64 * 3)(*dilation),
     )
-    pitch = size[2] + across
+    native.pitch = pitch = size[2] + across - _shared_zeros(native, across)
     return Line(native, pitch, (size[1] - 1) * pitch + size[2], (z, y, across), kernel[0] * math.prod(residues))
+
+
+def _shared_zeros(native: NativeGeometry, reach: int) -> int:
+    """The places where the windows of a row look beyond the image at its end, and those of the next row before it."""
+    image, before, stride = (values[2] for values in (native.image, native.before, native.stride))
+    residues = {tap * native.dilation[2] % stride for tap in range(native.kernel[2])}
+    at_begin = min(-((residue - before) // stride) for residue in residues)
+    at_end = native.size[2] + reach - max(-((residue - before - image) // stride) for residue in residues)
+    return max(min(at_begin, at_end, reach), 0)  # windows that see zeros alone have places of their own
 
 
 #: So many values at most are put in order in registers.

@@ -94,31 +94,48 @@ struct ImageRows {
     int64_t place(const Windows& windows) const { return plane * windows.plane + at; }
 };
 
-/// Visit the rows of an image that the planes of one channel hold, as many as are alike at once.
-template <class Visit> inline void image_rows(const Strip& strip, const Windows& windows, Visit visit)
-{
-    const Geometry& g = windows.geometry;
-    const int64_t pitch = windows.pitch, y0 = strip.begin / pitch, x0 = strip.begin % pitch;
-    for (int64_t tz = 0, plane = 0; tz < g.kernel[0]; ++tz) {
-        const int64_t z = strip.z * g.stride[0] + tz * g.dilation[0] - g.before[0];
-        for (int64_t ry = 0; ry < windows.y.residues; ++ry) {
-            const ImageRange down(windows.y, ry, 0 <= z && z < g.image[0] ? g.image[1] : 0);
-            for (int64_t rx = 0; rx < windows.x.residues; ++rx, ++plane) {
-                const ImageRange across(windows.x, rx, g.image[2]);
-                for (int64_t y = y0, x = x0, at = 0; at < windows.plane; x = 0) {
-                    const int64_t left = windows.plane - at, all = least(pitch - x, left);
-                    const int64_t alike = (y < down.begin ? down.begin : y < down.end ? down.end : y + left) - y;
-                    const int64_t rows = all < pitch ? 1 : least(alike, left / pitch);
-                    const int64_t from = least(most(across.begin, x), x + all);
-                    const int64_t to = down.has(y) ? least(most(across.end, from), x + all) : from;
-                    visit(ImageRows{plane, at, rows, all, from - x, to - from, z, down.pixel(y), across.pixel(from), down.has(y)});
-                    at += rows == 1 ? all : rows * pitch;
-                    y += rows;
+/// The rows of an image that the planes of one channel hold for a strip, as many as are alike at once.
+struct PlaneRows {
+    ImageRows* found = nullptr;
+    int64_t count = 0;
+
+    PlaneRows() = default;
+    PlaneRows(const Windows& windows, Arena& arena) : found(arena.take<ImageRows>(MOST * windows.channel / windows.plane)) {}
+
+    /// Find them.
+    void tell(const Windows& windows, const Strip& strip)
+    {
+        const Geometry& g = windows.geometry;
+        const int64_t pitch = windows.pitch, y0 = strip.begin / pitch, x0 = strip.begin % pitch;
+        count = 0;
+        for (int64_t tz = 0, plane = 0; tz < g.kernel[0]; ++tz) {
+            const int64_t z = strip.z * g.stride[0] + tz * g.dilation[0] - g.before[0];
+            for (int64_t ry = 0; ry < windows.y.residues; ++ry) {
+                const ImageRange down(windows.y, ry, 0 <= z && z < g.image[0] ? g.image[1] : 0);
+                for (int64_t rx = 0; rx < windows.x.residues; ++rx, ++plane) {
+                    const ImageRange across(windows.x, rx, g.image[2]);
+                    for (int64_t y = y0, x = x0, at = 0; at < windows.plane; x = 0) {
+                        const int64_t left = windows.plane - at, all = least(pitch - x, left);
+                        const int64_t alike = (y < down.begin ? down.begin : y < down.end ? down.end : y + left) - y;
+                        const int64_t rows = all < pitch ? 1 : least(alike, left / pitch);
+                        const int64_t from = least(most(across.begin, x), x + all);
+                        const int64_t to = down.has(y) ? least(most(across.end, from), x + all) : from;
+                        found[count++] = {plane, at, rows, all, from - x, to - from, z, down.pixel(y), across.pixel(from), down.has(y)};
+                        at += rows == 1 ? all : rows * pitch;
+                        y += rows;
+                    }
                 }
             }
         }
     }
-}
+
+    const ImageRows* begin() const { return found; }
+    const ImageRows* end() const { return found + count; }
+
+private:
+    /// In a plane: the end of a row, rows above the image, of it and below it, and the beginning of a row.
+    static constexpr int64_t MOST = 5;
+};
 
 /// Where the first of some rows is in a channel of an image.
 inline int64_t place_of(const ImageRows& rows, const int64_t (&step)[6])
@@ -136,46 +153,42 @@ template <class From> inline void fill_row(real* to, const From* from, int64_t s
     copy(to, 1, from, stride, count);
 }
 
-/// Fill the planes of the channels from `first` on with the image; the zeros of `fill_outside` stay.
-inline void fill(real* planes, const Tensor& image, int64_t first, const Windows& windows, const Strip& strip,
+/// Fill the planes of the channels from `first` on with image n; the zeros of `fill_outside` stay.
+inline void fill(real* planes, const Tensor& image, int64_t n, int64_t first, const Windows& windows, const PlaneRows& plane_rows,
                  int64_t channels)
 {
-    const int64_t *step = image.step, *stride = windows.geometry.stride;
-    for (int64_t c = 0; c < channels; ++c) {
-        real* channel = planes + c * windows.channel;
-        const storage* data = static_cast<const storage*>(image.data) + strip.n * step[0] + (first + c) * step[1];
-        image_rows(strip, windows, [&](const ImageRows& rows) {
-            if (!rows.inside)
-                return;
-            real* to = channel + rows.place(windows) + rows.before;
+    // Numbers of their own, so that the compiler need not think that a row was written over them.
+    const int64_t pitch = windows.pitch, down = windows.geometry.stride[1] * image.step[4], across = windows.geometry.stride[2] * image.step[5];
+    const storage* data = static_cast<const storage*>(image.data) + n * image.step[0] + first * image.step[1];
+    for (int64_t c = 0; c < channels; ++c, planes += windows.channel, data += image.step[1])
+        for (const ImageRows& rows : plane_rows) {
+            real* to = planes + rows.place(windows) + rows.before;
             const storage* from = data + place_of(rows, image.step);
-            for (int64_t row = 0; row < rows.rows; ++row)
-                fill_row(to + row * windows.pitch, from + row * stride[1] * step[4], stride[2] * step[5], rows.inside);
-        });
-    }
+            const int64_t count = rows.inside;
+            for (int64_t left = count ? rows.rows : 0; left > 0; --left, to += pitch, from += down)
+                fill_row(to, from, across, count);
+        }
 }
 
 /// Fill the planes of some channels with zeros where no image is.
-inline void fill_outside(real* planes, const Windows& windows, const Strip& strip, int64_t channels)
+inline void fill_outside(real* planes, const Windows& windows, const PlaneRows& plane_rows, int64_t channels)
 {
     for (int64_t c = 0; c < channels; ++c)
-        image_rows(strip, windows, [&](const ImageRows& rows) {
+        for (const ImageRows& rows : plane_rows)
             for (int64_t row = 0; row < rows.rows; ++row) {
                 real* begin = planes + c * windows.channel + rows.place(windows) + row * windows.pitch;
                 clear(begin, rows.before);
                 clear(begin + rows.before + rows.inside, rows.all - rows.before - rows.inside);
             }
-        });
 }
 
 /// Planes of one channel that are 1 where the image is.
-inline void fill_inside(real* planes, const Windows& windows, const Strip& strip)
+inline void fill_inside(real* planes, const Windows& windows, const PlaneRows& plane_rows)
 {
-    image_rows(strip, windows, [&](const ImageRows& rows) {
+    for (const ImageRows& rows : plane_rows)
         for (int64_t row = 0; row < rows.rows; ++row)
             for (int64_t i = 0; i < rows.all; ++i)
                 planes[rows.place(windows) + row * windows.pitch + i] = rows.before <= i && i < rows.before + rows.inside;
-    });
 }
 
 /// The places of each plane to which no other strip or group has added: they are written.
@@ -214,19 +227,19 @@ inline void weave(real* row, const real* planes, const Windows& windows, int64_t
             row[i * stride + at] = planes[residue * windows.plane + i];
 }
 
-/// Add the planes of the channels from `first` on to an image of numbers as they are computed, or write them where they are
+/// Add the planes of the channels from `first` on to image n of numbers as they are computed, or write them where they are
 /// `fresh`; `row` is room for the pixels of a row, where the stride is more than 1.
-inline void add_planes(const real* planes, real* row, const Tensor& image, int64_t first, const Windows& windows,
-                       const Strip& strip, int64_t channels, Fresh fresh)
+inline void add_planes(const real* planes, real* row, const Tensor& image, int64_t n, int64_t first,
+                       const Windows& windows, const PlaneRows& plane_rows, int64_t channels, Fresh fresh)
 {
     const int64_t *step = image.step, *stride = windows.geometry.stride;
     for (int64_t c = 0; c < channels; ++c)
-        image_rows(strip, windows, [&](const ImageRows& rows) {
+        for (const ImageRows& rows : plane_rows) {
             if (!rows.in_image || rows.plane % windows.x.residues)  // the planes of other residues come with the first
-                return;
+                continue;
             const int64_t start = rows.x - rows.before * stride[2];  // the pixel of the first place
             const int64_t from = most(-start, 0), to = least(windows.geometry.image[2] - start, rows.all * stride[2]);
-            real* data = static_cast<real*>(image.data) + strip.n * step[0] + (first + c) * step[1] + rows.z * step[3] + rows.y * step[4];
+            real* data = static_cast<real*>(image.data) + n * step[0] + (first + c) * step[1] + rows.z * step[3] + rows.y * step[4];
             for (int64_t at = rows.at; at < rows.at + rows.rows * windows.pitch && from < to; at += windows.pitch) {
                 const real* pixels = planes + c * windows.channel + rows.place(windows) + at - rows.at;
                 if (stride[2] > 1) {
@@ -244,7 +257,7 @@ inline void add_planes(const real* planes, real* row, const Tensor& image, int64
                 part(high, to, add_row);
                 data += stride[1] * step[4];
             }
-        });
+        }
 }
 
 // -- Rows of windows, and what has one value per window ---------------------------------------------------------------

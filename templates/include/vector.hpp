@@ -149,6 +149,21 @@ SYMCONV_INLINE void store_int(integer* to, ivec value) { __builtin_memcpy(to, &v
 
 template <int... I> SYMCONV_INLINE ivec numbered(std::integer_sequence<int, I...>) { return ivec{I...}; }
 
+/// The lanes of a vector from one of them on; what stands in the others does not matter.
+SYMCONV_INLINE vec from_lane(vec value, int64_t lane)
+{
+#if SYMCONV_VECTOR_BYTES == 32 && defined(SYMCONV_X86)  // in registers: what was just stored is slow to load in other pieces
+    ivec lanes = numbered(std::make_integer_sequence<int, WIDTH>{}) + splat_int(integer(lane));
+    if constexpr (sizeof(real) == 8)
+        lanes = 2 * lanes | (2 * lanes + 1) << 32;  // the instruction counts in halves of a double
+    return (vec)_mm256_permutevar8x32_ps((__m256)value, (__m256i)lanes);
+#else
+    real all[2 * WIDTH] = {};
+    store(all, value);
+    return load(all + lane);
+#endif
+}
+
 /// The first values of a vector, where there may be no memory behind them; 0 stands for the others.
 struct First {
     int64_t count;
@@ -170,15 +185,18 @@ struct First {
         return value;
     }
 #endif
+    /// Two halves that overlap: a copy of unknown length takes longer.
     void store(real* to, vec value) const
     {
         constexpr int HALF = WIDTH / 2;
-        if (count < HALF)
-            return (void)__builtin_memcpy(to, &value, count * sizeof(real));
-        real all[WIDTH];  // two halves that overlap take less than a copy of unknown length
-        __builtin_memcpy(all, &value, sizeof value);
-        __builtin_memcpy(to, all, HALF * sizeof(real));
-        __builtin_memcpy(to + count - HALF, all + count - HALF, HALF * sizeof(real));
+        if (count < HALF) {
+            for (int i = 0; i < count; ++i)
+                to[i] = value[i];
+            return;
+        }
+        const vec rest = from_lane(value, count - HALF);
+        __builtin_memcpy(to, &value, HALF * sizeof(real));
+        __builtin_memcpy(to + count - HALF, &rest, HALF * sizeof(real));
     }
 #endif
 

@@ -3,7 +3,7 @@
 // The windows of one image and one z lie in a line, row after row.  A row is as long as its windows reach, so that the
 // pixel under a tap is always the same distance away:
 //
-//     pitch = width of the output + the largest column of a tap
+//     pitch = width of the output + the largest column of a tap - zeros at the end of a row that also begin the next one
 //
 // A *strip* is a piece of that line.  For each channel the pixels that its windows see are copied into *planes*, one for
 // each residue of the stride, with zeros around the image; a tap is then a shift into a plane, whatever the stride, the
@@ -20,6 +20,7 @@ namespace symconv {
 struct Geometry {
     int64_t batch, groups, filters, channels;  // filters and channels of a group
     int64_t image[3], size[3], kernel[3], stride[3], before[3], dilation[3];
+    int64_t pitch;        // places of a row
     int64_t strip;        // windows of a strip, a multiple of the vectors of a tile
     int64_t filter_step;  // filters that are computed together
     int64_t by_filters;   // whether threads share out filters for the gradients of weights, and not images
@@ -96,7 +97,7 @@ struct Windows {
         const int64_t *kernel = geometry.kernel, *size = geometry.size;
         taps = kernel[0] * kernel[1] * kernel[2];
         centre = ((kernel[0] - 1) / 2 * kernel[1] + (kernel[1] - 1) / 2) * kernel[2] + (kernel[2] - 1) / 2;
-        pitch = size[2] + x.reach;
+        pitch = geometry.pitch;
         length = (size[1] - 1) * pitch + size[2];
         strips = size[0] * line();
         plane = (geometry.strip + y.reach * pitch + x.reach + WIDTH - 1) / WIDTH * WIDTH;
