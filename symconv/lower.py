@@ -269,7 +269,7 @@ class _Along:
     def _named(self, name: str, like: Iterable[sp.Expr]) -> tuple[str, Domain]:
         """What the node runs over along its axes, and a name with that in it."""
         where = Domain("".join(sorted(self.dims)), self._where(like).inputs if "c" in self.dims else ())
-        return "_".join([name, *([] if where.axes == "ct" else where.axes), *where.inputs]), where
+        return name if where == Domain("ct") else f"{name}_{where.name}", where
 
     def _where(self, values: Iterable[sp.Expr]) -> Domain:
         return domain(self.labels.union(*map(labels_of, values)), self.dims)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import symconv as sc
 from symconv.backends import backends
 from symconv.backends.torch import load
 from symconv.eject import standalone
+from symconv.language.axes import Domain
 from symconv.printers.torch import TAKEN
 
 #: Words of the generated functions, of the layers of standalone files, and of both languages.
@@ -84,3 +86,28 @@ def test_words_of_generated_code_are_names_in_cpp(first: int) -> None:
 def test_an_operand_is_no_argument_of_a_function() -> None:
     with pytest.raises(sc.FormulaError, match="is taken"):
         sc.Kernel("fast_math: param\nsum(w*x)*fast_math")
+
+
+@pytest.mark.parametrize(
+    "text", ["sum(x*w) + var({0}*{1}) + var({2})", "sum(x*w)*(sum({0}*{1}) + sum({2})*median({2}))"]
+)
+def test_names_that_look_like_several_others(backend: str, text: str) -> None:
+    """Reductions over the channels of g and h, and over those of g_h, are others and have other counts."""
+
+    def computed(*names: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        x, w = random(1, 3, 4, 4), random(2, 3, 2, 2)
+        given = {name: random(1, channels, 4, 4) for name, channels in zip(names, (2, 2, 1))}
+        tensors = [each.requires_grad_() for each in (x, w, *given.values())]
+        declared = "".join(f"{name}: input\n" for name in names)
+        y = sc.conv2d(declared + text.format(*names), x, w, backend=backend, **given)
+        return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+    torch.testing.assert_close(computed("g", "h", "g_h"), computed("g", "h", "k"))
+
+
+def test_no_two_domains_have_the_same_name() -> None:
+    names = ["g", "h", "g_h", "h_i", "i", "g_0h", "c_g", "t", "_g", "g_", "2".join("ab")]
+    groups = [(), *((name,) for name in names), *itertools.combinations(names, 2), *itertools.combinations(names, 3)]
+    domains = [Domain(axes, inputs) for axes in ("c", "ct") for inputs in groups] + [Domain("t"), Domain("")]
+    assert len({each.name for each in domains}) == len(domains)

@@ -69,7 +69,7 @@ class Members:
     @staticmethod
     def id(where: Domain) -> str:
         """The name for the places of a domain: `ct`, `t`, `c_g`, or `window`."""
-        return "_".join([where.axes or "window", *where.inputs])
+        return where.name or "window"
 
     def channels(self, where: Domain) -> str:
         """How many channels a domain has."""

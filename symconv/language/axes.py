@@ -122,6 +122,16 @@ class Domain(NamedTuple):
         return frozenset((*(channels if "c" in self.axes else ()), *("t" if "t" in self.axes else "")))
 
     @property
+    def name(self) -> str:
+        """Part of an identifier, which no other domain has: `ct`, `t`, `c_g`, `ct_2_g_h`; empty for whole windows.
+
+        Of several inputs a name begins at each underscore before a letter; their own ones are written `_0`.
+        """
+        several = len(self.inputs) > 1
+        names = [name.replace("_", "_0") if several else name for name in self.inputs]
+        return "_".join([self.axes, *[str(len(names))] * several, *names])
+
+    @property
     def representatives(self) -> tuple[Operand, ...]:
         """Operands that together vary along just these axes."""
         inputs = tuple(Operand(name, "input") for name in self.inputs)
