@@ -177,18 +177,17 @@ class _Lowering:
         results = tuple(results)
         if not results:
             return NOTHING
-        names = [sp.Symbol(name, real=True) for name in self._temporary]
         common: dict[sp.Expr, sp.Symbol] = {}
-        last = iter(reversed(names))
+        last = _real(reversed(self._temporary))
         grouped = [self._group(expr, common, last) for expr in results]
-        found, reduced = sp.cse([*common, *grouped], symbols=iter(names), order="canonical")
+        found, reduced = sp.cse([*common, *grouped], symbols=_real(self._temporary), order="canonical")
         values = dict(found) | dict(zip(common.values(), reduced))
         plain = {name: value for name, value in values.items() if value.is_number or value.is_Symbol}  # needs no name
         reduced = [expr.xreplace(plain) for expr in reduced]
         values = {name: value.xreplace(plain) for name, value in values.items() if name not in plain}
         needed = {name: sorted(value.free_symbols & values.keys(), key=str) for name, value in values.items()}
         ordered = [*graphlib.TopologicalSorter(needed).static_order()]
-        named = dict(zip(ordered, names))
+        named = dict(zip(ordered, _real(self._temporary)))
         temporaries = [(named[name], values[name].xreplace(named)) for name in ordered]
         symbols = set().union(*(expr.free_symbols for expr in results))
         return Block(
@@ -308,6 +307,11 @@ def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
 def _is_tap(expr: sp.Basic) -> bool:
     """Whether a lowered expression differs between the taps of a window."""
     return bool(labels_of(expr))
+
+
+def _real(names: Iterable[str]) -> Iterator[sp.Symbol]:
+    """Symbols for real values, each made when it is asked for: there are many names."""
+    return (sp.Symbol(name, real=True) for name in names)
 
 
 def _is_shared(expr: sp.Basic) -> bool:
