@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .backends import DTYPES
 from .errors import ArgumentError, ArgumentTypeError
-from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
+from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, count, padding_pairs, per_axis
 from .kernel import Signature
 
 #: Operands that have arguments of their own.
@@ -83,8 +83,8 @@ def windows(options: Options, in_channels: int, image_size: tuple[int, ...]) -> 
     own = mode in ("ignore", "zeros") or (mode == "constant" and options.padding_value == 0)
     # While `torch.jit.trace` records, sizes are tensors.
     channels = int(in_channels) if isinstance(in_channels, Tensor) else in_channels
-    out_channels = channels if options.out_channels is None else options.out_channels
-    groups = channels if options.groups is None else options.groups
+    out_channels = channels if options.out_channels is None else count(options.out_channels, "out_channels")
+    groups = channels if options.groups is None else count(options.groups, "groups")
     check_groups(in_channels, out_channels, groups)
     geometry = Geometry(
         options.kernel_size, out_channels, stride, pairs if own else nothing, dilation, groups, mode == "ignore"
@@ -266,8 +266,6 @@ def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
 
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
     """Refuse groups that do not divide the channels."""
-    if not isinstance(groups, int) or groups < 1:
-        raise ArgumentError(f"groups must be a positive int, not {groups!r}")
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if channels % groups or channels < 1:
             raise ArgumentError(f"{name} ({channels}) must be a positive multiple of groups ({groups})")

@@ -21,7 +21,9 @@ from .ops import Call, convolve_now, is_plain, is_replaced
 CallKey: TypeAlias = tuple[Any, ...]
 
 #: Options whose value decides even where it is given as a tensor.
-BY_VALUE = frozenset(["padding_value"])
+BY_VALUE = frozenset(
+    ["kernel_size", "out_channels", "stride", "padding", "dilation", "groups", "padding_value"],
+)
 MAX_CALLS = 4096
 
 

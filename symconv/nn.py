@@ -19,7 +19,7 @@ from .arguments import Options, check_counts, check_fast_math, check_groups, che
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import KernelLike, as_kernel, run
-from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
+from .geometry import Geometry, IntOrInts, check_padding_mode, count, padding_pairs, per_axis
 from .kernel import Initializer, Kernel, is_learned, kernel_of
 from .language.axes import WindowNode
 from .reductions import record_of
@@ -242,6 +242,8 @@ class Conv(Layer):
     ) -> None:
         resolved = as_kernel(kernel, bias)
         size = per_axis(kernel_size, self.rank, "kernel_size", 1)
+        in_channels, out_channels = count(in_channels, "in_channels"), count(out_channels, "out_channels")
+        groups = count(groups, "groups")
         layout = stride, padding, dilation, groups, padding_mode, padding_value
         super().__init__(resolved, Options(size, out_channels, *layout, backend, fast_math), options)
         check_groups(in_channels, out_channels, groups)

@@ -10,6 +10,7 @@ import pickle
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import sympy as sp
 import torch
@@ -574,6 +575,35 @@ def test_what_equals_an_allowed_value_is_still_checked(options: dict[str, Any]) 
         sc.conv2d("sum(w*x)", X, W, stride=1, dilation=(1, 1), groups=1)
         with pytest.raises(kind):
             sc.conv2d("sum(w*x)", X, W, **{"stride": 1, "dilation": (1, 1), "groups": 1, **options})
+
+
+def test_sizes_are_ints_of_any_library() -> None:
+    three, two, one = np.int64(3), np.int8(2), torch.tensor(1)
+    layer = sc.Conv2d("sum(w*x)", np.int64(4), two, (three, 3), one, [np.uint8(1), 1], (one, 1), two)
+    pool = sc.Pool2d("max(x)", three, two)
+    assert repr(layer) == repr(sc.Conv2d("sum(w*x)", 4, 2, 3, padding=1, groups=2))
+    assert repr(pool) == repr(sc.Pool2d("max(x)", 3, 2))
+    told = [layer.in_channels, layer.out_channels, layer.groups, *layer.kernel_size, *layer.padding, *pool.stride]
+    assert {type(number) for number in told} == {int}
+    for _ in range(2):
+        assert torch.equal(layer(X), sc.conv2d("sum(w*x)", X, layer.weight, padding=np.int64(1), groups=two))
+        assert torch.equal(sc.pool2d("max(x)", X, three, two), sc.pool2d("max(x)", X, 3, 2))
+        assert torch.equal(
+            sc.conv2d("max(x)", X, kernel_size=three, out_channels=np.int64(4), groups=np.int64(4)),
+            sc.pool2d("max(x)", X, 3, 1),
+        )
+        for stride in (1, 2):
+            output = sc.conv2d("sum(w*x)", X, W, stride=torch.tensor(stride))
+            assert torch.equal(output, sc.conv2d("sum(w*x)", X, W, stride=stride))
+    bank = sc.weight("s", bank=two)
+    assert sc.Kernel(sc.sum(bank[np.int64(1)] * sc.x[sc.c, np.int64(0)])).text == "s: weight[2]\nsum(s[1]*x[c, 0])"
+    for wrong in (True, np.True_, torch.tensor(True), np.float64(3), 3.0, np.array([3, 3]), "3"):
+        with pytest.raises(sc.ArgumentTypeError, match="stride must be an int or a tuple of 2 ints, not"):
+            sc.conv2d("sum(w*x)", X, W, stride=wrong)
+        for name in ("in_channels", "out_channels", "groups"):
+            sizes = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, name: wrong}
+            with pytest.raises(sc.ArgumentError, match=f"{name} must be a positive int, not"):
+                sc.Conv2d("sum(w*x)", **sizes)
 
 
 def test_memory_layouts(backend: str) -> None:
