@@ -34,9 +34,14 @@ KernelLike: TypeAlias = Kernel | str | sp.Expr
 _parsed = functools.lru_cache(maxsize=1024)(Kernel)
 
 
+def is_kernel(value: object) -> bool:
+    """Whether something may be given as a kernel."""
+    return isinstance(value, (Kernel, str, sp.Expr))
+
+
 def as_kernel(kernel: KernelLike, bias: bool | None = None) -> Kernel:
     """A kernel, given as itself, as text or as a SymPy expression; with or without `+ b` as `bias` says."""
-    if not isinstance(kernel, (Kernel, str, sp.Expr)):
+    if not is_kernel(kernel):
         raise ArgumentTypeError(f"a kernel is text, a SymPy expression or a symconv.Kernel, not {_shown(kernel)}")
     return (kernel if isinstance(kernel, Kernel) else _parsed(kernel)).with_bias(bias)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,33 @@ from torch.nn.utils import parametrize
 from .arguments import Options, check_counts, check_fast_math, check_groups, check_number, operand_shape
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
-from .functional import KernelLike, as_kernel, run
-from .geometry import Geometry, IntOrInts, check_padding_mode, count, padding_pairs, per_axis
+from .functional import KernelLike, as_kernel, is_kernel, run
+from .geometry import Geometry, IntOrInts, check_padding_mode, count, padding_pairs, per_axis, whole
 from .kernel import Initializer, Kernel, is_learned, kernel_of
 from .language.axes import WindowNode
 from .reductions import record_of
+
+Arguments = ParamSpec("Arguments")
+
+
+def _formula_first(init: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Let a layer's `__init__` refuse the arguments of PyTorch's layer, in which no formula comes first."""
+
+    @functools.wraps(init)
+    def checked(*args: Arguments.args, **options: Arguments.kwargs) -> None:
+        layer, *given = args
+        if given and isinstance(layer, Layer) and (isinstance(given[0], (tuple, list)) or whole(given[0]) is not None):
+            formulas = [options.pop("kernel", None), *given, layer.EXAMPLE]
+            formula = next(each for each in formulas if is_kernel(each) and each not in ("same", "valid"))
+            shown = [repr(formula), *(repr(each) for each in given if each is not formula)]
+            shown += [f"{name}={value!r}" for name, value in options.items()]
+            name = type(layer).__name__
+            raise ArgumentTypeError(
+                f"the first argument of {name} is the formula, not {given[0]!r}: write {name}({', '.join(shown)})"
+            )
+        init(*args, **options)
+
+    return checked
 
 
 class Positive(nn.Module):
@@ -67,6 +90,8 @@ class Layer(nn.Module):
     fast_math: bool = _option("fast_math")
     #: Names of parameters under which a state_dict of `torch.nn.Conv2d` has them.
     SPELLED: ClassVar[dict[str, str]] = {"w": "weight", "b": "bias"}
+    #: A formula for messages.
+    EXAMPLE: ClassVar[str]
 
     def __init__(
         self,
@@ -218,7 +243,9 @@ class Conv(Layer):
     bias: Tensor | None
     out_channels: int = _option("out_channels")
     groups: int = _option("groups")
+    EXAMPLE = "sum(x*w)"
 
+    @_formula_first
     def __init__(
         self,
         kernel: KernelLike,
@@ -305,13 +332,16 @@ class Conv(Layer):
                 f"padding with zeros enters {', '.join(names)} of {self.kernel.title!r}; padding_mode='ignore' leaves "
                 "taps outside the image out, padding_mode='constant' keeps the zeros without this warning",
                 SymconvWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
 class Pool(Layer):
     """A layer without a weight, one window per channel; see `Pool2d`."""
 
+    EXAMPLE = "max(x)"
+
+    @_formula_first
     def __init__(
         self,
         kernel: KernelLike,

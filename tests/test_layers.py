@@ -398,6 +398,13 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "layer's tensor": (TypeError, "must be a torch.Tensor", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)([1.0])),
     "pool's dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.Pool2d("max(x)", 2)(X[0, 0])),
     "kernel last": (TypeError, "not 4", lambda: sc.Conv2d(4, 2, 3, "sum(w*x)")),
+    "no formula": (
+        TypeError,
+        "is the formula, not 3: write Conv2d('sum(x*w)', 3, 4, 3, 1, 'same', groups=1)",
+        lambda: sc.Conv2d(3, 4, 3, 1, "same", groups=1),
+    ),
+    "no formula, pool": (TypeError, "not (2, 2): write Pool1d('max(x)', (2, 2), 1)", lambda: sc.Pool1d((2, 2), 1)),
+    "kernel last, corrected": (TypeError, "write Conv2d('max(x)', 4, 2, 3)", lambda: sc.Conv2d(4, 2, 3, "max(x)")),
     "kernel last, function": (TypeError, "not a Tensor", lambda: sc.conv2d(X, W, "sum(w*x)")),
     "no kernel": (ValueError, "not a NoneType", lambda: sc.Kernel(None)),
     "another x": (ValueError, "symconv.x", lambda: sc.Kernel(sp.Symbol("x") - sc.w)),
@@ -538,6 +545,18 @@ def test_pools_show_their_options(function: Any) -> None:
     assert [*shown][:6] == ["kernel", "input", "kernel_size", "stride", "padding", "dilation"]
     assert defaults == OPTIONS | {"stride": None, "padding_mode": "ignore"}
     assert [*shown][-1] == "operands"
+
+
+def test_layers_show_their_arguments() -> None:
+    assert [*inspect.signature(sc.Conv2d).parameters][:4] == ["kernel", "in_channels", "out_channels", "kernel_size"]
+    assert [*inspect.signature(sc.Pool3d).parameters][:3] == ["kernel", "kernel_size", "stride"]
+
+
+@pytest.mark.parametrize("formula", ["max(x + w)", "sum(x*sign(w))"])
+def test_a_warning_shows_the_line_that_makes_the_layer(formula: str) -> None:
+    with pytest.warns(sc.SymconvWarning) as said:
+        sc.Conv2d(formula, 1, 1, 3, padding=1)
+    assert said[0].filename == __file__
 
 
 def test_the_options_shown_are_taken() -> None:
