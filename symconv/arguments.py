@@ -171,6 +171,12 @@ def check_input(name: str, x: Any, rank: int) -> None:
         raise ArgumentTypeError(f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; expected {allowed}: {hint}")
 
 
+def check_dtype(dtype: Any) -> None:
+    """Refuse a layer's dtype that no backend computes with; None is PyTorch's default."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ArgumentTypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")
+
+
 def check_layout(name: str, value: Tensor) -> None:
     """Refuse a tensor that is not numbers at strides: a sparse one, or one of another library."""
     if value.layout != torch.strided:

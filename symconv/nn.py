@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .arguments import Options, check_counts, check_fast_math, check_groups, check_number, operand_shape
+from .arguments import Options, check_counts, check_dtype, check_fast_math, check_groups, check_number, operand_shape
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import KernelLike, as_kernel, is_kernel, run
@@ -156,6 +156,7 @@ class Layer(nn.Module):
         """Make the weights, bias and parameters, unfilled."""
         geometry = Geometry(self.kernel_size, out_channels, self.stride, (), self.dilation, groups)
         signature = self.signature
+        check_dtype(dtype)
         if signature.rank > self.rank:
             raise ArgumentError(
                 f"the formula uses {'dz' if signature.rank == 3 else 'dy'}; {type(self).__name__} lacks it"
