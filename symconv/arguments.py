@@ -178,7 +178,12 @@ def check_dtype(dtype: Any) -> None:
 
 
 def check_layout(name: str, value: Tensor) -> None:
-    """Refuse a tensor that is not numbers at strides: a sparse one, or one of another library."""
+    """Refuse a tensor that is not numbers at strides: a nested or sparse one, or one of another library."""
+    if value.is_nested:
+        raise ArgumentTypeError(
+            f"{name} is a nested tensor; a plain one is needed: fill it up, for example "
+            f"torch.nested.to_padded_tensor({name}, 0.0), or give one tensor of {name}.unbind() at a time"
+        )
     if value.layout != torch.strided:
         raise ArgumentTypeError(
             f"{name} has layout {value.layout}; torch.strided is needed: convert it, for example {name}.to_dense()"

@@ -14,6 +14,7 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from .arguments import ARGUMENTS, check_layout
 from .kernel import Kernel
 from .ops import Call, convolve_now, is_plain, is_replaced
 
@@ -92,7 +93,11 @@ def operand_key(given: Mapping[str, Any]) -> list[Any]:
     key: list[Any] = []
     for name, value in given.items():
         if isinstance(value, Tensor) and name not in BY_VALUE:
-            key += (name, value.shape, value.dtype, value.device, value.layout)
+            try:
+                key += (name, value.shape, value.dtype, value.device, value.layout)
+            except RuntimeError:  # a nested tensor has no shape
+                check_layout(ARGUMENTS.get(name, name), value)
+                raise
         else:
             key += (name, repr(value))
     return key

@@ -18,6 +18,7 @@ from .arguments import (
     check_channels,
     check_fast_math,
     check_input,
+    check_layout,
     check_names,
     collect,
     windows,
@@ -193,7 +194,10 @@ def _conv_first(
     given |= {name: value for name, value in operands.items() if value is not None}
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
         weight_given = given.get(name) if role == "weight" else None
-        if isinstance(weight_given, Tensor) and weight_given.dim() == rank + 2 + bool(bank):
+        if not isinstance(weight_given, Tensor):
+            continue
+        check_layout(ARGUMENTS.get(name, name), weight_given)
+        if weight_given.dim() == rank + 2 + bool(bank):
             # While `torch.jit.trace` records, sizes are tensors, and symbols for `make_fx`.
             shape = weight_given.shape[bool(bank) :]
             out, _, *size = (int(n) if isinstance(n, (Tensor, torch.SymInt)) else n for n in shape)

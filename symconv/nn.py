@@ -309,7 +309,7 @@ class Conv(Layer):
 
         Other operands declared as `input` or `field` follow in the order of their declarations, or go by name.
         """
-        if isinstance(input, Tensor) and input.dim() in (self.rank + 1, self.rank + 2):
+        if isinstance(input, Tensor) and not input.is_nested and input.dim() in (self.rank + 1, self.rank + 2):
             channels = input.shape[-self.rank - 1]
             if channels != self.in_channels:
                 raise ArgumentError(
