@@ -26,6 +26,8 @@ from .language.axes import WindowNode
 from .reductions import record_of
 
 Arguments = ParamSpec("Arguments")
+#: The most characters of a formula that a layer shows of itself.
+LONGEST_SHOWN = 100
 
 
 def _formula_first(init: Callable[Arguments, None]) -> Callable[Arguments, None]:
@@ -220,6 +222,14 @@ class Layer(nn.Module):
             raise ArgumentTypeError(f"this layer takes ({', '.join(['input', *names])}), not ({given})")
         return dict(zip(names, others))
 
+    def _kernel_repr(self) -> str:
+        """The name or the formula; of a long one the last lines."""
+        lines = (self.kernel.name or self.kernel.text).splitlines()
+        first = 0
+        while sum(map(len, lines[first:])) > LONGEST_SHOWN and first < len(lines) - 1:
+            first += 1
+        return repr("\n".join(["..."] * bool(first) + lines[first:]))
+
     def _options_repr(self, groups: int, padding_mode: str) -> str:
         text = f"kernel_size={self.kernel_size}, stride={self.stride}"
         if self.padding != (0,) * self.rank:
@@ -320,7 +330,7 @@ class Conv(Layer):
 
     def extra_repr(self) -> str:
         """The kernel and the arguments, as `torch.nn.Conv2d` shows them."""
-        text = f"{self.kernel.title!r}, {self.in_channels}, {self.out_channels}, "
+        text = f"{self._kernel_repr()}, {self.in_channels}, {self.out_channels}, "
         return text + self._options_repr(self.groups, "zeros") + (", bias=False" if self.bias is None else "")
 
     def _warn_of_zeros(self) -> None:
@@ -383,7 +393,7 @@ class Pool(Layer):
 
     def extra_repr(self) -> str:
         """The kernel and the arguments."""
-        return f"{self.kernel.title!r}, {self._options_repr(1, 'ignore')}"
+        return f"{self._kernel_repr()}, {self._options_repr(1, 'ignore')}"
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:

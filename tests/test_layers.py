@@ -83,6 +83,16 @@ def test_state_dict_deepcopy_pickle_and_repr(backend: str) -> None:
     assert "kernel_size=(2, 2)" in repr(sc.Pool2d("max(x)", 2))
 
 
+def test_a_layer_shows_what_it_computes() -> None:
+    assert repr(sc.Conv2d("d = x - w\nsum(abs(d))", 1, 1, 1)).startswith(r"Conv2d('d = x - w\nsum(abs(d))', 1, 1, ")
+    assert repr(sc.Pool2d(sc.zoo.ssim, 7)).startswith("Pool2d('ssim', kernel_size=(7, 7)")
+    long = repr(sc.Pool2d(sc.zoo.ssim.text, 7))
+    assert long.startswith(
+        r"Pool2d('...\nstructure = (2*cov(x, g) + c2)/(var(g) + var(x) + c2)\nluminance*structure', "
+    )
+    assert "\n" not in long
+
+
 def test_bias_as_the_formula_or_the_caller_decides(backend: str) -> None:
     assert sc.Conv2d("sum(w*x)", 1, 2, 3).bias is None
     assert sc.Conv2d("sum(w*x)", 1, 2, 3, bias=True).bias.shape == (2,)
