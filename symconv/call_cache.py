@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .arguments import ARGUMENTS, check_layout
 from .kernel import Kernel
-from .ops import Call, convolve_now, is_plain, is_replaced
+from .ops import Call, convolve_now, is_plain
+from .tracing import is_replaced
 
 #: All that checks look at, which is everything but the values of tensors.
 CallKey: TypeAlias = tuple[Any, ...]

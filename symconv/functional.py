@@ -28,7 +28,8 @@ from .call_cache import CallKey, CheckedCall, cached_output, function_key, opera
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import IntOrInts, per_axis
 from .kernel import Kernel, Signature, is_learned
-from .ops import Call, convolve, is_recorded, is_replaced
+from .ops import Call, convolve
+from .tracing import constant, is_recorded, is_replaced
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
@@ -52,12 +53,9 @@ def _shown(value: object) -> str:
     return repr(value) if isinstance(value, (int, float, tuple, type(None))) else f"a {type(value).__name__}"
 
 
+@constant
 def _signature_fields(kernel: KernelLike, bias: bool | None) -> tuple[Any, ...]:
     return tuple(as_kernel(kernel, bias).signature)
-
-
-# SymPy is not for torch.compile to trace.  See the same line in `backends`.
-_signature_fields._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _signature(kernel: KernelLike, bias: bool | None) -> Signature:
