@@ -251,12 +251,28 @@ def check_counts(signature: Signature, counts: Mapping[str, int], out_channels: 
 
 def check_number(signature: Signature, name: str, value: Any) -> float:
     """The value of a const, refused if it is no number, or no share where a quantile wants one."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ArgumentTypeError(
+            f"the const {name} has no gradient, and was given a tensor that requires one: declare it as "
+            f"`{name}: param`, or give {name}.item()"
+        )
+    if (number := real(value)) is None:
         what = "has no value: give" if value is None else f"is a number, not {value!r}: give"
         raise ArgumentTypeError(f"the const {name} {what} {name}=...")
-    if name in signature.shares and not 0 <= float(value) <= 1:
+    if name in signature.shares and not 0 <= number <= 1:
         raise ArgumentError(f"the const {name} is the share of a quantile and lies between 0 and 1, not at {value!r}")
-    return float(value)
+    return number
+
+
+def real(value: Any) -> float | None:
+    """A real number as a float, also one in a tensor or array without axes; None for a bool and for what is none.
+
+    >>> real(2), real(torch.tensor(2)), real(True), real(2j)
+    (2.0, 2.0, None, None)
+    """
+    if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) == 0:
+        value = None if getattr(value, "is_meta", False) else value.item()
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
 
 
 def check_fast_math(fast_math: Any) -> None:

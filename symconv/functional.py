@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -275,8 +276,11 @@ def run(
         if (output := cached_output(key, given)) is not None:
             return output
     call, tensors = checked(signature, rank, given, options)
-    # Tensors that were padded, given a batch or filled in are made anew for each call.
-    if key is not None and not is_recorded() and all(given.get(n) is t for n, t in zip(signature.tensors, tensors)):
+    # Tensors that were padded, given a batch or filled in are made anew for each call, and the key tells no number that
+    # stands in a tensor or array.
+    same = all(given.get(name) is tensor for name, tensor in zip(signature.tensors, tensors))
+    told = all(isinstance(given.get(name, 0), numbers.Real) for name in signature.numbers)
+    if key is not None and not is_recorded() and same and told:
         remember(key, CheckedCall(call, signature.tensors))
     output = convolve(call, tensors)
     return output if given["x"].dim() == rank + 2 else output.squeeze(0)

@@ -7,7 +7,6 @@ import difflib
 import functools
 import inspect
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, ParamSpec
@@ -16,7 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .arguments import Options, check_counts, check_dtype, check_fast_math, check_groups, check_number, operand_shape
+from .arguments import (
+    Options,
+    check_counts,
+    check_dtype,
+    check_fast_math,
+    check_groups,
+    check_number,
+    operand_shape,
+    real,
+)
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import KernelLike, as_kernel, is_kernel, run
@@ -147,11 +155,13 @@ class Layer(nn.Module):
             if declared is None:
                 continue
             value = values.pop(name, declared)
-            if not isinstance(value, (numbers.Real, Tensor)) or isinstance(value, bool):
-                raise ArgumentTypeError(f"the initial value of {name} is a number or a tensor, not {value!r}")
-            if positive and not bool((torch.as_tensor(value) > 0).all()):
+            is_real = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool
+            initial = value.detach().clone() if is_real else real(value)
+            if initial is None:
+                raise ArgumentTypeError(f"the initial value of {name} is a number or a tensor of reals, not {value!r}")
+            if positive and not bool((torch.as_tensor(initial) > 0).all()):
                 raise ArgumentError(f"the initial value of {name} must be above 0, as the formula says, not {value}")
-            found[name] = value.detach().clone() if isinstance(value, Tensor) else float(value)
+            found[name] = initial
         return found
 
     def _register(self, in_channels: int, out_channels: int, groups: int, device: Any, dtype: Any) -> None:

@@ -639,6 +639,34 @@ def test_sizes_are_ints_of_any_library() -> None:
                 sc.Conv2d("sum(w*x)", **sizes)
 
 
+def test_numbers_of_tensors_and_arrays_without_axes(backend: str) -> None:
+    text = "beta: const = 2\np: param = 1\nsum(abs(beta*w*x)**p)"
+    for number in (3.0, 4.0, 3.0000001, 3.0000002):  # of which arrays show eight digits
+        options = {"padding": 1, "p": torch.tensor(2.0)}
+        expected = sc.conv2d(text, X, W, beta=number, **options, backend=backend)
+        layer = sc.Conv2d(text, 4, 2, 3, padding=1, beta=torch.tensor(number, dtype=torch.float64), p=np.array(2.0))
+        assert (type(layer.beta), layer.p.item()) == (float, 2.0)
+        layer.weight.data = W
+        for value in (torch.tensor(number, dtype=torch.float64), np.array(number), np.float64(number)):
+            assert torch.equal(sc.conv2d(text, X, W, beta=value, **options, backend=backend), expected)
+            layer.beta, layer.backend = value, backend
+            assert torch.equal(layer(X), expected)
+            assert "beta=3" in repr(layer) or "beta=4" in repr(layer)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(True), np.True_, torch.tensor(2j), np.complex64(2j), [2.0], "2"])
+def test_what_is_no_real_number_is_no_value(value: Any) -> None:
+    with pytest.raises(sc.ArgumentTypeError, match="the const beta is a number, not"):
+        sc.Pool2d("beta: const\nsum(beta*x)", 2, beta=value)
+    with pytest.raises(sc.ArgumentTypeError, match="the initial value of p is a number or a tensor of reals, not"):
+        sc.Pool2d("p: param\nsum(p*x)", 2, p=value)
+
+
+def test_a_const_takes_no_tensor_that_wants_a_gradient() -> None:
+    with pytest.raises(sc.ArgumentTypeError, match="declare it as `beta: param`"):
+        sc.pool2d("beta: const\nsum(beta*x)", X, 2, beta=torch.tensor(2.0, requires_grad=True))
+
+
 def test_memory_layouts(backend: str) -> None:
     x, w = random(2, 4, 6, 5), random(3, 4, 3, 3)
     expected = sc.conv2d("prod(tan(x + w))", x, w, backend=backend)
