@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .backends import DTYPES
 from .errors import ArgumentError, ArgumentTypeError
-from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, padding_pairs, per_axis
+from .geometry import Geometry, IntOrInts, check_padding_mode, check_windows_fit, count, padding_pairs, per_axis
 from .kernel import Signature
 
 #: Operands that have arguments of their own.
@@ -83,8 +83,8 @@ def windows(options: Options, in_channels: int, image_size: tuple[int, ...]) -> 
     own = mode in ("ignore", "zeros") or (mode == "constant" and options.padding_value == 0)
     # While `torch.jit.trace` records, sizes are tensors.
     channels = int(in_channels) if isinstance(in_channels, Tensor) else in_channels
-    out_channels = channels if options.out_channels is None else options.out_channels
-    groups = channels if options.groups is None else options.groups
+    out_channels = channels if options.out_channels is None else count(options.out_channels, "out_channels")
+    groups = channels if options.groups is None else count(options.groups, "groups")
     check_groups(in_channels, out_channels, groups)
     geometry = Geometry(
         options.kernel_size, out_channels, stride, pairs if own else nothing, dilation, groups, mode == "ignore"
@@ -171,8 +171,19 @@ def check_input(name: str, x: Any, rank: int) -> None:
         raise ArgumentTypeError(f"{name} has dtype {str(x.dtype).removeprefix('torch.')}; expected {allowed}: {hint}")
 
 
+def check_dtype(dtype: Any) -> None:
+    """Refuse a layer's dtype that no backend computes with; None is PyTorch's default."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ArgumentTypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")
+
+
 def check_layout(name: str, value: Tensor) -> None:
-    """Refuse a tensor that is not numbers at strides: a sparse one, or one of another library."""
+    """Refuse a tensor that is not numbers at strides: a nested or sparse one, or one of another library."""
+    if value.is_nested:
+        raise ArgumentTypeError(
+            f"{name} is a nested tensor; a plain one is needed: fill it up, for example "
+            f"torch.nested.to_padded_tensor({name}, 0.0), or give one tensor of {name}.unbind() at a time"
+        )
     if value.layout != torch.strided:
         raise ArgumentTypeError(
             f"{name} has layout {value.layout}; torch.strided is needed: convert it, for example {name}.to_dense()"
@@ -240,12 +251,28 @@ def check_counts(signature: Signature, counts: Mapping[str, int], out_channels: 
 
 def check_number(signature: Signature, name: str, value: Any) -> float:
     """The value of a const, refused if it is no number, or no share where a quantile wants one."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ArgumentTypeError(
+            f"the const {name} has no gradient, and was given a tensor that requires one: declare it as "
+            f"`{name}: param`, or give {name}.item()"
+        )
+    if (number := real(value)) is None:
         what = "has no value: give" if value is None else f"is a number, not {value!r}: give"
         raise ArgumentTypeError(f"the const {name} {what} {name}=...")
-    if name in signature.shares and not 0 <= float(value) <= 1:
+    if name in signature.shares and not 0 <= number <= 1:
         raise ArgumentError(f"the const {name} is the share of a quantile and lies between 0 and 1, not at {value!r}")
-    return float(value)
+    return number
+
+
+def real(value: Any) -> float | None:
+    """A real number as a float, also one in a tensor or array without axes; None for a bool and for what is none.
+
+    >>> real(2), real(torch.tensor(2)), real(True), real(2j)
+    (2.0, 2.0, None, None)
+    """
+    if not isinstance(value, numbers.Real) and getattr(value, "ndim", None) == 0:
+        value = None if getattr(value, "is_meta", False) else value.item()
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
 
 
 def check_fast_math(fast_math: Any) -> None:
@@ -266,8 +293,6 @@ def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
 
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
     """Refuse groups that do not divide the channels."""
-    if not isinstance(groups, int) or groups < 1:
-        raise ArgumentError(f"groups must be a positive int, not {groups!r}")
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if channels % groups or channels < 1:
             raise ArgumentError(f"{name} ({channels}) must be a positive multiple of groups ({groups})")

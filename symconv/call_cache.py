@@ -14,14 +14,18 @@ import sympy as sp
 import torch
 from torch import Tensor
 
+from .arguments import ARGUMENTS, check_layout
 from .kernel import Kernel
-from .ops import Call, convolve_now, is_plain, is_replaced
+from .ops import Call, convolve_now, is_plain
+from .tracing import is_replaced
 
 #: All that checks look at, which is everything but the values of tensors.
 CallKey: TypeAlias = tuple[Any, ...]
 
 #: Options whose value decides even where it is given as a tensor.
-BY_VALUE = frozenset(["padding_value"])
+BY_VALUE = frozenset(
+    ["kernel_size", "out_channels", "stride", "padding", "dilation", "groups", "padding_value"],
+)
 MAX_CALLS = 4096
 
 
@@ -90,7 +94,11 @@ def operand_key(given: Mapping[str, Any]) -> list[Any]:
     key: list[Any] = []
     for name, value in given.items():
         if isinstance(value, Tensor) and name not in BY_VALUE:
-            key += (name, value.shape, value.dtype, value.device, value.layout)
+            try:
+                key += (name, value.shape, value.dtype, value.device, value.layout)
+            except RuntimeError:  # a nested tensor has no shape
+                check_layout(ARGUMENTS.get(name, name), value)
+                raise
         else:
             key += (name, repr(value))
     return key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -61,12 +62,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"check of {self.kernel}, float64, operands {self.sampled}"]
-        for row in self.rows:
-            skipped = f", {row.skipped} at kinks or below rounding errors skipped" if row.skipped else ""
-            verdict = "ok  " if row.ok else "FAIL"
-            lines.append(
-                f"  {verdict} {row.case}: {row.quantity}, {row.values} values{skipped}, largest error {row.error:.1e}"
-            )
+        for case, rows in itertools.groupby(self.rows, lambda row: row.case):
+            lines.append(case)
+            lines += map(self._line, rows)
         if not self.rows:
             lines.append(
                 "NOT CHECKED: the formula was not finite, or all kinks and rounding errors, at all operands tried"
@@ -74,6 +72,12 @@ class Report:
         else:
             lines.append("all agree" if self.ok else "DISAGREEMENT: do not trust this kernel")
         return "\n".join(lines)
+
+    @staticmethod
+    def _line(row: Row) -> str:
+        skipped = f", {row.skipped} at kinks or below rounding errors skipped" if row.skipped else ""
+        verdict = "ok  " if row.ok else "FAIL"
+        return f"  {verdict} {row.quantity}, {row.values} values{skipped}, error {row.error:.1e}"
 
 
 def check(kernel: Kernel, seed: int = 0) -> Report:

@@ -27,7 +27,13 @@ _FORMULA = "FORMULA is text such as 'prod(tan(x + w))'; '-' reads it from standa
 
 
 class _Group(click.Group):
-    """Prints our own errors as messages, not as tracebacks."""
+    """Prints our own errors as messages, not as tracebacks, and lists its commands with a whole sentence for each."""
+
+    group_class = type
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.short_help = cmd.short_help or (cmd.help or "").split("\n\n")[0].replace("\n", " ")
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,11 +65,11 @@ def main() -> None:
     """Write a convolution as a formula; inspect its gradients, check it, train it.
 
     \b
-    symconv show 'prod(tan(x + w))'              formula, gradients, operation counts, code
-    symconv check 'logsumexp(x + w)'             verify values and gradients numerically
-    symconv generate '-sum(abs(x - w))' -o l.py  one file with a layer that imports only torch
-    symconv zoo                                  operators that people published, by name
-    symconv demo                                 train three formulas on handwritten digits
+    symconv show 'prod(tan(x + w))'              its gradients and code
+    symconv check 'logsumexp(x + w)'             verify it numerically
+    symconv generate '-sum(abs(x - w))' -o l.py  one file for torch alone
+    symconv zoo                                  published operators
+    symconv demo                                 learn handwritten digits
     """
 
 
@@ -159,8 +165,8 @@ def zoo(context: click.Context) -> None:
     for group, operators in GROUPS.items():
         table = Table(box=rich.box.SIMPLE_HEAD, title=group, title_justify="left", title_style="bold", expand=True)
         table.add_column("name", no_wrap=True)
-        table.add_column("what it computes")
-        table.add_column("published by")
+        table.add_column("what it computes", overflow="fold")
+        table.add_column("published by", overflow="fold")
         for operator in operators:
             table.add_row(*map(escape, (operator.name, operator.summary, operator.reference)))
         console.print(table)
@@ -249,10 +255,17 @@ def precompile(
     if not 3 <= len(x) <= 5 or len(x) != len(shape.split(",")):
         raise click.UsageError(f"--input must be N,C and one to three sizes, like 32,64,56,56, not {shape!r}")
     console = Console(highlight=False, soft_wrap=True)
-    table = Table(box=rich.box.SIMPLE_HEAD)
-    for column in ("kernel", "for", "dtype", "function", "registers", "stack", "spilled"):
-        table.add_column(column, justify="left" if column in ("kernel", "function") else "right", no_wrap=True)
     for kernel in kernels:
+        table = Table(
+            box=rich.box.SIMPLE_HEAD,
+            title=escape(kernel.title),
+            title_justify="left",
+            padding=(0, 1, 0, 0),
+            show_edge=False,
+            pad_edge=False,
+        )
+        for column in ("for", "dtype", "function", "registers", "stack", "spilled"):
+            table.add_column(column, justify="left" if column == "function" else "right", no_wrap=True)
         pools = kernel.signature.pools
         axes = [(value,) * (len(x) - 2) for value in (kernel_size, stride, dilation)]
         geometry = Geometry(
@@ -277,8 +290,9 @@ def precompile(
                     short = function.removeprefix("symconv_")
                     if short.endswith(("_measure", "_prepare")):
                         continue
-                    table.add_row(kernel.title, architecture, name, short, *map(str, each))
-    console.print(table)
+                    table.add_row(architecture, name, short, *map(str, each))
+        console.print(table)
+        console.print()
 
 
 @main.command()
@@ -321,20 +335,24 @@ def doctor() -> None:
     table.add_row("cuda", cuda)
     for each in backends().values():
         reason = each.unavailable()
-        table.add_row(f"backend {each.name}", "[green]runs[/]" if reason is None else f"[red]unavailable[/]: {reason}")
+        table.add_row(
+            f"backend {each.name}", "[green]runs[/]" if reason is None else f"[red]unavailable[/]: {escape(reason)}"
+        )
     try:
         found = find_toolchain()
         extras = ("OpenMP" if found.openmp else "no OpenMP", "Sleef" if found.sleef else "no Sleef")
-        table.add_row("compiler", f"{found.title}, vectors of {found.vector_bytes} bytes, {', '.join(extras)}")
+        table.add_row("compiler", f"{escape(found.title)}, vectors of {found.vector_bytes} bytes, {', '.join(extras)}")
     except SymconvError as error:
-        table.add_row("compiler", f"[red]none[/]: {error}")
+        table.add_row("compiler", f"[red]none[/]: {escape(str(error))}")
     cache = Cache()
     try:
         cache.check_owner()
         entries = list(cache.entries())
-        table.add_row("cache", f"{cache.root} ({len(entries)} entries, {_bytes(sum(e.size for e in entries))})")
+        table.add_row(
+            "cache", f"{escape(str(cache.root))} ({len(entries)} entries, {_bytes(sum(e.size for e in entries))})"
+        )
     except SymconvError as error:
-        table.add_row("cache", f"[red]unusable[/]: {error}")
+        table.add_row("cache", f"[red]unusable[/]: {escape(str(error))}")
     if os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0"):
         table.add_row("SYMCONV_DISABLE_JIT", "set: kernels that are not in the cache are refused")
     console.print(table)
@@ -369,7 +387,7 @@ def cache_list() -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in ("key", "kernel", "size", "last used"):
-        table.add_column(column, no_wrap=column != "kernel")
+        table.add_column(column, no_wrap=column != "kernel", overflow="fold")
     for entry in Cache().entries():
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
         table.add_row(entry.key[:12], entry.description, _bytes(entry.size), used)

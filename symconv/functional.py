@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from .arguments import (
     check_channels,
     check_fast_math,
     check_input,
+    check_layout,
     check_names,
     collect,
     windows,
@@ -27,16 +29,22 @@ from .call_cache import CallKey, CheckedCall, cached_output, function_key, opera
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import IntOrInts, per_axis
 from .kernel import Kernel, Signature, is_learned
-from .ops import Call, convolve, is_recorded, is_replaced
+from .ops import Call, convolve
+from .tracing import constant, is_recorded, is_replaced
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr
 
 _parsed = functools.lru_cache(maxsize=1024)(Kernel)
 
 
+def is_kernel(value: object) -> bool:
+    """Whether something may be given as a kernel."""
+    return isinstance(value, (Kernel, str, sp.Expr))
+
+
 def as_kernel(kernel: KernelLike, bias: bool | None = None) -> Kernel:
     """A kernel, given as itself, as text or as a SymPy expression; with or without `+ b` as `bias` says."""
-    if not isinstance(kernel, (Kernel, str, sp.Expr)):
+    if not is_kernel(kernel):
         raise ArgumentTypeError(f"a kernel is text, a SymPy expression or a symconv.Kernel, not {_shown(kernel)}")
     return (kernel if isinstance(kernel, Kernel) else _parsed(kernel)).with_bias(bias)
 
@@ -46,12 +54,9 @@ def _shown(value: object) -> str:
     return repr(value) if isinstance(value, (int, float, tuple, type(None))) else f"a {type(value).__name__}"
 
 
+@constant
 def _signature_fields(kernel: KernelLike, bias: bool | None) -> tuple[Any, ...]:
     return tuple(as_kernel(kernel, bias).signature)
-
-
-# SymPy is not for torch.compile to trace.  See the same line in `backends`.
-_signature_fields._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _signature(kernel: KernelLike, bias: bool | None) -> Signature:
@@ -188,7 +193,10 @@ def _conv_first(
     given |= {name: value for name, value in operands.items() if value is not None}
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
         weight_given = given.get(name) if role == "weight" else None
-        if isinstance(weight_given, Tensor) and weight_given.dim() == rank + 2 + bool(bank):
+        if not isinstance(weight_given, Tensor):
+            continue
+        check_layout(ARGUMENTS.get(name, name), weight_given)
+        if weight_given.dim() == rank + 2 + bool(bank):
             # While `torch.jit.trace` records, sizes are tensors, and symbols for `make_fx`.
             shape = weight_given.shape[bool(bank) :]
             out, _, *size = (int(n) if isinstance(n, (Tensor, torch.SymInt)) else n for n in shape)
@@ -268,8 +276,11 @@ def run(
         if (output := cached_output(key, given)) is not None:
             return output
     call, tensors = checked(signature, rank, given, options)
-    # Tensors that were padded, given a batch or filled in are made anew for each call.
-    if key is not None and not is_recorded() and all(given.get(n) is t for n, t in zip(signature.tensors, tensors)):
+    # Tensors that were padded, given a batch or filled in are made anew for each call, and the key tells no number that
+    # stands in a tensor or array.
+    same = all(given.get(name) is tensor for name, tensor in zip(signature.tensors, tensors))
+    told = all(isinstance(given.get(name, 0), numbers.Real) for name in signature.numbers)
+    if key is not None and not is_recorded() and same and told:
         remember(key, CheckedCall(call, signature.tensors))
     output = convolve(call, tensors)
     return output if given["x"].dim() == rank + 2 else output.squeeze(0)

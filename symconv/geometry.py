@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias
+
+import torch
 
 from .errors import ArgumentError, ArgumentTypeError
 
-IntOrInts: TypeAlias = int | Sequence[int]
+IntOrInts: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 
 #: Along an axis of a padded image.
 MOST_PIXELS = 2**31 - 1
@@ -70,6 +73,35 @@ class Geometry(NamedTuple):
         return cls(kernel_size, out_channels, stride, padding, dilation, groups, bool(ignore))
 
 
+def whole(value: Any) -> int | None:
+    """An int, NumPy's too, as one of Python's; None for what is none, and for a bool.
+
+    >>> import numpy
+    >>> whole(numpy.int64(3)), whole(True), whole(3.0)
+    (3, None, None)
+    """
+    if type(value) is int:
+        return value
+    if isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def count(value: Any, name: str) -> int:
+    """A number of channels or groups.
+
+    Raises:
+        ArgumentError: if it is no positive int.
+    """
+    number = whole(value)
+    if number is None or number < 1:
+        raise ArgumentError(f"{name} must be a positive int, not {value!r}")
+    return number
+
+
 def per_axis(value: IntOrInts, rank: int, name: str, least: int) -> tuple[int, ...]:
     """An int or one int per axis as a tuple.
 
@@ -77,18 +109,19 @@ def per_axis(value: IntOrInts, rank: int, name: str, least: int) -> tuple[int, .
         ArgumentTypeError: if it is neither.
         ArgumentError: if there is a wrong number of them, or one is below `least`.
     """
-    values = (value,) * rank if isinstance(value, int) else value
-    if not isinstance(values, (tuple, list)) or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    values = tuple(number for number in map(whole, given) if number is not None)
+    if len(values) < len(given):
         raise ArgumentTypeError(f"{name} must be an int or a tuple of {rank} ints, not {value!r}")
     if len(values) == 1:
-        values = tuple(values) * rank
+        values *= rank
     if len(values) != rank:
         raise ArgumentError(
             f"{name} must be an int or a tuple of {rank} ints, one per axis of the image, not {value!r}"
         )
     if any(v < least for v in values):
         raise ArgumentError(f"{name} must be at least {least}, not {value!r}")
-    return tuple(values)
+    return values
 
 
 def padding_pairs(

@@ -4,25 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .arguments import Options, check_counts, check_fast_math, check_groups, check_number, operand_shape
+from .arguments import (
+    Options,
+    check_counts,
+    check_dtype,
+    check_fast_math,
+    check_groups,
+    check_number,
+    operand_shape,
+    real,
+)
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
-from .functional import KernelLike, as_kernel, run
-from .geometry import Geometry, IntOrInts, check_padding_mode, padding_pairs, per_axis
+from .functional import KernelLike, as_kernel, is_kernel, run
+from .geometry import Geometry, IntOrInts, check_padding_mode, count, padding_pairs, per_axis, whole
 from .kernel import Initializer, Kernel, is_learned, kernel_of
 from .language.axes import WindowNode
 from .reductions import record_of
+
+Arguments = ParamSpec("Arguments")
+#: The most characters of a formula that a layer shows of itself.
+LONGEST_SHOWN = 100
+
+
+def _formula_first(init: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Let a layer's `__init__` refuse the arguments of PyTorch's layer, in which no formula comes first."""
+
+    @functools.wraps(init)
+    def checked(*args: Arguments.args, **options: Arguments.kwargs) -> None:
+        layer, *given = args
+        if given and isinstance(layer, Layer) and (isinstance(given[0], (tuple, list)) or whole(given[0]) is not None):
+            formulas = [options.pop("kernel", None), *given, layer.EXAMPLE]
+            formula = next(each for each in formulas if is_kernel(each) and each not in ("same", "valid"))
+            shown = [repr(formula), *(repr(each) for each in given if each is not formula)]
+            shown += [f"{name}={value!r}" for name, value in options.items()]
+            name = type(layer).__name__
+            raise ArgumentTypeError(
+                f"the first argument of {name} is the formula, not {given[0]!r}: write {name}({', '.join(shown)})"
+            )
+        init(*args, **options)
+
+    return checked
 
 
 class Positive(nn.Module):
@@ -67,6 +100,8 @@ class Layer(nn.Module):
     fast_math: bool = _option("fast_math")
     #: Names of parameters under which a state_dict of `torch.nn.Conv2d` has them.
     SPELLED: ClassVar[dict[str, str]] = {"w": "weight", "b": "bias"}
+    #: A formula for messages.
+    EXAMPLE: ClassVar[str]
 
     def __init__(
         self,
@@ -120,17 +155,20 @@ class Layer(nn.Module):
             if declared is None:
                 continue
             value = values.pop(name, declared)
-            if not isinstance(value, (numbers.Real, Tensor)) or isinstance(value, bool):
-                raise ArgumentTypeError(f"the initial value of {name} is a number or a tensor, not {value!r}")
-            if positive and not bool((torch.as_tensor(value) > 0).all()):
+            is_real = isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool
+            initial = value.detach().clone() if is_real else real(value)
+            if initial is None:
+                raise ArgumentTypeError(f"the initial value of {name} is a number or a tensor of reals, not {value!r}")
+            if positive and not bool((torch.as_tensor(initial) > 0).all()):
                 raise ArgumentError(f"the initial value of {name} must be above 0, as the formula says, not {value}")
-            found[name] = value.detach().clone() if isinstance(value, Tensor) else float(value)
+            found[name] = initial
         return found
 
     def _register(self, in_channels: int, out_channels: int, groups: int, device: Any, dtype: Any) -> None:
         """Make the weights, bias and parameters, unfilled."""
         geometry = Geometry(self.kernel_size, out_channels, self.stride, (), self.dilation, groups)
         signature = self.signature
+        check_dtype(dtype)
         if signature.rank > self.rank:
             raise ArgumentError(
                 f"the formula uses {'dz' if signature.rank == 3 else 'dy'}; {type(self).__name__} lacks it"
@@ -194,6 +232,14 @@ class Layer(nn.Module):
             raise ArgumentTypeError(f"this layer takes ({', '.join(['input', *names])}), not ({given})")
         return dict(zip(names, others))
 
+    def _kernel_repr(self) -> str:
+        """The name or the formula; of a long one the last lines."""
+        lines = (self.kernel.name or self.kernel.text).splitlines()
+        first = 0
+        while sum(map(len, lines[first:])) > LONGEST_SHOWN and first < len(lines) - 1:
+            first += 1
+        return repr("\n".join(["..."] * bool(first) + lines[first:]))
+
     def _options_repr(self, groups: int, padding_mode: str) -> str:
         text = f"kernel_size={self.kernel_size}, stride={self.stride}"
         if self.padding != (0,) * self.rank:
@@ -218,7 +264,9 @@ class Conv(Layer):
     bias: Tensor | None
     out_channels: int = _option("out_channels")
     groups: int = _option("groups")
+    EXAMPLE = "sum(x*w)"
 
+    @_formula_first
     def __init__(
         self,
         kernel: KernelLike,
@@ -242,6 +290,8 @@ class Conv(Layer):
     ) -> None:
         resolved = as_kernel(kernel, bias)
         size = per_axis(kernel_size, self.rank, "kernel_size", 1)
+        in_channels, out_channels = count(in_channels, "in_channels"), count(out_channels, "out_channels")
+        groups = count(groups, "groups")
         layout = stride, padding, dilation, groups, padding_mode, padding_value
         super().__init__(resolved, Options(size, out_channels, *layout, backend, fast_math), options)
         check_groups(in_channels, out_channels, groups)
@@ -279,7 +329,7 @@ class Conv(Layer):
 
         Other operands declared as `input` or `field` follow in the order of their declarations, or go by name.
         """
-        if isinstance(input, Tensor) and input.dim() in (self.rank + 1, self.rank + 2):
+        if isinstance(input, Tensor) and not input.is_nested and input.dim() in (self.rank + 1, self.rank + 2):
             channels = input.shape[-self.rank - 1]
             if channels != self.in_channels:
                 raise ArgumentError(
@@ -290,7 +340,7 @@ class Conv(Layer):
 
     def extra_repr(self) -> str:
         """The kernel and the arguments, as `torch.nn.Conv2d` shows them."""
-        text = f"{self.kernel.title!r}, {self.in_channels}, {self.out_channels}, "
+        text = f"{self._kernel_repr()}, {self.in_channels}, {self.out_channels}, "
         return text + self._options_repr(self.groups, "zeros") + (", bias=False" if self.bias is None else "")
 
     def _warn_of_zeros(self) -> None:
@@ -303,13 +353,16 @@ class Conv(Layer):
                 f"padding with zeros enters {', '.join(names)} of {self.kernel.title!r}; padding_mode='ignore' leaves "
                 "taps outside the image out, padding_mode='constant' keeps the zeros without this warning",
                 SymconvWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
 class Pool(Layer):
     """A layer without a weight, one window per channel; see `Pool2d`."""
 
+    EXAMPLE = "max(x)"
+
+    @_formula_first
     def __init__(
         self,
         kernel: KernelLike,
@@ -350,7 +403,7 @@ class Pool(Layer):
 
     def extra_repr(self) -> str:
         """The kernel and the arguments."""
-        return f"{self.kernel.title!r}, {self._options_repr(1, 'ignore')}"
+        return f"{self._kernel_repr()}, {self._options_repr(1, 'ignore')}"
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:

@@ -21,18 +21,13 @@ from .build.key import content_key, generator_fields
 from .errors import DerivativeError
 from .geometry import Geometry
 from .kernel import Kernel, kernel_of
+from .tracing import constant, is_recorded, is_replaced
 
 #: The types of tensors that only compute.
 PLAIN = (Tensor, torch.nn.Parameter)
 
-#: The modes that carry out operators; others, such as counters, look on.
-REPLACING = (
-    torch._C._TorchDispatchModeKey.FAKE,
-    torch._C._TorchDispatchModeKey.PROXY,
-    torch._C._TorchDispatchModeKey.FUNCTIONAL,
-)
 
-
+@constant
 def version() -> str:
     """Of the code that generates kernels.
 
@@ -40,9 +35,6 @@ def version() -> str:
     other values for the backward pass.
     """
     return content_key(generator_fields())[:12]
-
-
-version._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Call(NamedTuple):
@@ -65,18 +57,6 @@ class Call(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         return self.kernel.signature.tensors
-
-
-def is_recorded() -> bool:
-    """Whether `torch.compile`, `torch.export` or `torch.jit.trace` takes down operators, and sees no others."""
-    return torch.compiler.is_compiling() or torch._C._is_tracing()
-
-
-def is_replaced() -> bool:
-    """Whether a mode carries out operators in its own way, with fake tensors, say, or to record them for `make_fx`."""
-    if torch._C._len_torch_dispatch_stack() == 0:  # which is quick to ask
-        return False
-    return any(torch._C._get_dispatch_mode(mode) is not None for mode in REPLACING)
 
 
 def is_dispatched(tensors: Sequence[Tensor]) -> bool:

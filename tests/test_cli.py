@@ -88,6 +88,32 @@ def test_precompile_pools_only_what_is_a_pool(monkeypatch: pytest.MonkeyPatch) -
     assert "as many channels as outputs" in refused
 
 
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_sees_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, columns: int) -> None:
+    import symconv.backends.cuda
+
+    monkeypatch.setattr(symconv.backends.cuda, "precompiled", lambda *_: {"symconv_backward_weights": (160, 32, 0)})
+    monkeypatch.setenv("COLUMNS", str(columns))
+    told = {command: run(*command.split()) for command in ("zoo", "doctor", "-h", "cache -h")}
+    monkeypatch.setenv("SYMCONV_CACHE_DIR", str(tmp_path))
+    told["precompile"] = run("precompile", "logsumexp(abs(x - w)) + sum(w*x)/(norm(x) + 1) - mean(w*tan(x))")
+    assert "backward_weights        160     32        0" in told["precompile"]
+    run("show", f"logsumexp(sigmoid(tanh(softplus(expm1(atan({columns}*x))))))")
+    told["cache list"] = run("cache", "list")
+    for text in told.values():
+        assert "…" not in text
+        assert "..." not in text.replace("[ARGS]...", "")
+    for name in ("zoo", "doctor", "precompile", "cache list"):
+        assert max(map(len, told[name].splitlines()[1:])) <= columns
+    for text in (told["-h"], told["cache -h"], run("check", "max(x + w)")):  # click's runner has 80 columns
+        assert max(map(len, text.splitlines())) <= 80
+
+
+def test_doctor_says_all_of_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(backends()["cuda"]), "unavailable", lambda self: "pip install 'symconv[cuda]'")
+    assert "pip install 'symconv[cuda]'" in run("doctor", env={"COLUMNS": "200"})
+
+
 def test_check() -> None:
     text = run("check", "max(x + w)")
     assert "all agree" in text

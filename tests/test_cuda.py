@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -288,6 +291,34 @@ def results(text: str, order: int, monkeypatch: pytest.MonkeyPatch) -> list[torc
     y = layer(x, **given)
     y.backward(torch.randn_like(y))
     return [y.detach(), x.grad, *(each.grad for each in layer.parameters())]
+
+
+def test_a_child_does_not_wait_for_a_launch_of_its_parent() -> None:
+    ones = torch.ones(1, 1, 3, 3)
+    sc.conv2d("sum(w*x)", ones, ones, backend="cuda-emu")  # so that there is nothing left to be built
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    busy = object.__new__(emulation.EmulatedModule)
+    busy._run, busy.order = slow, 0
+    thread = threading.Thread(target=busy.launch, args=("forward", 1, 1, 0, b""))
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=lambda: queue.put(sc.conv2d("sum(w*x)", ones, ones, backend="cuda-emu").item()))
+    thread.start()
+    assert begun.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child.start()
+    try:
+        assert queue.get(timeout=30) == 9
+    finally:
+        child.kill()
+        go_on.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("text", ["sum(w*floor(x))", "sum(x*floor(w))", "max(floor(x))"])

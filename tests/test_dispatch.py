@@ -106,6 +106,21 @@ def test_other_layouts_are_refused(backend: str, convert: Callable[[torch.Tensor
         linear(backend)(convert(X))
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(backend: str, layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(1, 3, 3), torch.zeros(2, 3, 3)], layout=layout)
+    layer, pool = sc.Conv2d("sum(w*x)", 1, 2, 3, backend=backend), sc.Pool2d("g: input\nsum(g*x)", 3, backend=backend)
+    calls = {
+        "input": [layer, linear(backend), lambda x: pool(x, X), torch.compile(layer, backend="eager")],
+        "weight": [lambda w: linear(backend)(X, w), torch.autocast("cpu")(lambda w: linear(backend)(X, w))],
+        "g": [lambda g: pool(X, g)],
+    }
+    for name, each in ((name, each) for name, uses in calls.items() for each in uses):
+        with pytest.raises(ArgumentTypeError, match=rf"{name} is a nested tensor; .*to_padded_tensor\({name}, 0.0\)"):
+            each(nested)
+
+
 @pytest.mark.parametrize("stride", [7, 2**30, 2**31, 2**32, 2**61 + 1])
 def test_any_stride_over_the_image_leaves_one_window(backend: str, stride: int) -> None:
     x = X.clone().requires_grad_()

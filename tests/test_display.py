@@ -27,6 +27,15 @@ def test_a_terminal_shows_mathematics() -> None:
     assert "∏′(e) is the product of e over the other taps" in text
 
 
+def test_a_difference_begins_with_what_has_no_minus() -> None:
+    kernel = sc.Kernel("sum((x - w)**2)")
+    assert "∂y/∂w = 2⋅w - 2⋅x" in printed(kernel, "utf-8")
+    assert "&= 2 w - 2 x" in kernel.latex()
+    text = printed(sc.Kernel("p: param = 2\nsum(abs(x - w)**p)**(1/p)"), "utf-8")  # broken up by `sympy.cse`
+    assert "⋅sign(x - w)" in text
+    assert "-x + w" not in text
+
+
 def test_an_ascii_terminal_is_spared() -> None:
     text = printed(sc.Kernel("beta: const = 2\nd = x - w\nlogsumexp(beta*abs(d))/norm(x) + b"), "ascii")
     assert text.isascii()

@@ -10,6 +10,7 @@ import pickle
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import sympy as sp
 import torch
@@ -80,6 +81,16 @@ def test_state_dict_deepcopy_pickle_and_repr(backend: str) -> None:
         assert part in text
     assert "bias=False" in repr(sc.Conv2d("sum(w*x)", 1, 1, 1))
     assert "kernel_size=(2, 2)" in repr(sc.Pool2d("max(x)", 2))
+
+
+def test_a_layer_shows_what_it_computes() -> None:
+    assert repr(sc.Conv2d("d = x - w\nsum(abs(d))", 1, 1, 1)).startswith(r"Conv2d('d = x - w\nsum(abs(d))', 1, 1, ")
+    assert repr(sc.Pool2d(sc.zoo.ssim, 7)).startswith("Pool2d('ssim', kernel_size=(7, 7)")
+    long = repr(sc.Pool2d(sc.zoo.ssim.text, 7))
+    assert long.startswith(
+        r"Pool2d('...\nstructure = (2*cov(x, g) + c2)/(var(g) + var(x) + c2)\nluminance*structure', "
+    )
+    assert "\n" not in long
 
 
 def test_bias_as_the_formula_or_the_caller_decides(backend: str) -> None:
@@ -390,6 +401,10 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "dtypes": (TypeError, "weight has dtype", lambda: sc.conv2d("sum(w*x)", X, W.double())),
     "integers": (TypeError, "input.float()", lambda: sc.conv2d("sum(w*x)", X.long(), W)),
     "complex": (TypeError, "complex numbers", lambda: sc.conv2d("sum(w*x)", X.to(torch.complex64), W)),
+    "layer complex": (TypeError, "not torch.complex64", lambda: sc.Conv2d(LINEAR, 1, 1, 1, dtype=torch.complex64)),
+    "layer integers": (TypeError, "one of torch.float64,", lambda: sc.Conv2d(LINEAR, 1, 1, 1, dtype=torch.int32)),
+    "pool complex": (TypeError, "not torch.complex64", lambda: sc.Pool2d("max(x)", 2, dtype=torch.complex64)),
+    "no dtype": (TypeError, "not 'float32'", lambda: sc.Conv2d(LINEAR, 1, 1, 1, dtype="float32")),
     "devices": (TypeError, "on one device", lambda: sc.conv2d("sum(w*x)", X, W.to("meta"))),
     "dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.conv2d("sum(w*x)", X[0, 0], W)),
     "no tensor": (TypeError, "must be a torch.Tensor", lambda: sc.conv2d("sum(w*x)", [1.0], W)),
@@ -397,6 +412,13 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "layer's tensor": (TypeError, "must be a torch.Tensor", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)([1.0])),
     "pool's dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.Pool2d("max(x)", 2)(X[0, 0])),
     "kernel last": (TypeError, "not 4", lambda: sc.Conv2d(4, 2, 3, "sum(w*x)")),
+    "no formula": (
+        TypeError,
+        "is the formula, not 3: write Conv2d('sum(x*w)', 3, 4, 3, 1, 'same', groups=1)",
+        lambda: sc.Conv2d(3, 4, 3, 1, "same", groups=1),
+    ),
+    "no formula, pool": (TypeError, "not (2, 2): write Pool1d('max(x)', (2, 2), 1)", lambda: sc.Pool1d((2, 2), 1)),
+    "kernel last, corrected": (TypeError, "write Conv2d('max(x)', 4, 2, 3)", lambda: sc.Conv2d(4, 2, 3, "max(x)")),
     "kernel last, function": (TypeError, "not a Tensor", lambda: sc.conv2d(X, W, "sum(w*x)")),
     "no kernel": (ValueError, "not a NoneType", lambda: sc.Kernel(None)),
     "another x": (ValueError, "symconv.x", lambda: sc.Kernel(sp.Symbol("x") - sc.w)),
@@ -539,6 +561,18 @@ def test_pools_show_their_options(function: Any) -> None:
     assert [*shown][-1] == "operands"
 
 
+def test_layers_show_their_arguments() -> None:
+    assert [*inspect.signature(sc.Conv2d).parameters][:4] == ["kernel", "in_channels", "out_channels", "kernel_size"]
+    assert [*inspect.signature(sc.Pool3d).parameters][:3] == ["kernel", "kernel_size", "stride"]
+
+
+@pytest.mark.parametrize("formula", ["max(x + w)", "sum(x*sign(w))"])
+def test_a_warning_shows_the_line_that_makes_the_layer(formula: str) -> None:
+    with pytest.warns(sc.SymconvWarning) as said:
+        sc.Conv2d(formula, 1, 1, 3, padding=1)
+    assert said[0].filename == __file__
+
+
 def test_the_options_shown_are_taken() -> None:
     for function, operands in ((sc.conv2d, ("sum(w*x)", X, W)), (sc.pool2d, ("max(x)", X, 2))):
         bound = inspect.signature(function).bind(*operands)
@@ -574,6 +608,63 @@ def test_what_equals_an_allowed_value_is_still_checked(options: dict[str, Any]) 
         sc.conv2d("sum(w*x)", X, W, stride=1, dilation=(1, 1), groups=1)
         with pytest.raises(kind):
             sc.conv2d("sum(w*x)", X, W, **{"stride": 1, "dilation": (1, 1), "groups": 1, **options})
+
+
+def test_sizes_are_ints_of_any_library() -> None:
+    three, two, one = np.int64(3), np.int8(2), torch.tensor(1)
+    layer = sc.Conv2d("sum(w*x)", np.int64(4), two, (three, 3), one, [np.uint8(1), 1], (one, 1), two)
+    pool = sc.Pool2d("max(x)", three, two)
+    assert repr(layer) == repr(sc.Conv2d("sum(w*x)", 4, 2, 3, padding=1, groups=2))
+    assert repr(pool) == repr(sc.Pool2d("max(x)", 3, 2))
+    told = [layer.in_channels, layer.out_channels, layer.groups, *layer.kernel_size, *layer.padding, *pool.stride]
+    assert {type(number) for number in told} == {int}
+    for _ in range(2):
+        assert torch.equal(layer(X), sc.conv2d("sum(w*x)", X, layer.weight, padding=np.int64(1), groups=two))
+        assert torch.equal(sc.pool2d("max(x)", X, three, two), sc.pool2d("max(x)", X, 3, 2))
+        assert torch.equal(
+            sc.conv2d("max(x)", X, kernel_size=three, out_channels=np.int64(4), groups=np.int64(4)),
+            sc.pool2d("max(x)", X, 3, 1),
+        )
+        for stride in (1, 2):
+            output = sc.conv2d("sum(w*x)", X, W, stride=torch.tensor(stride))
+            assert torch.equal(output, sc.conv2d("sum(w*x)", X, W, stride=stride))
+    bank = sc.weight("s", bank=two)
+    assert sc.Kernel(sc.sum(bank[np.int64(1)] * sc.x[sc.c, np.int64(0)])).text == "s: weight[2]\nsum(s[1]*x[c, 0])"
+    for wrong in (True, np.True_, torch.tensor(True), np.float64(3), 3.0, np.array([3, 3]), "3"):
+        with pytest.raises(sc.ArgumentTypeError, match="stride must be an int or a tuple of 2 ints, not"):
+            sc.conv2d("sum(w*x)", X, W, stride=wrong)
+        for name in ("in_channels", "out_channels", "groups"):
+            sizes = {"in_channels": 4, "out_channels": 4, "kernel_size": 3, name: wrong}
+            with pytest.raises(sc.ArgumentError, match=f"{name} must be a positive int, not"):
+                sc.Conv2d("sum(w*x)", **sizes)
+
+
+def test_numbers_of_tensors_and_arrays_without_axes(backend: str) -> None:
+    text = "beta: const = 2\np: param = 1\nsum(abs(beta*w*x)**p)"
+    for number in (3.0, 4.0, 3.0000001, 3.0000002):  # of which arrays show eight digits
+        options = {"padding": 1, "p": torch.tensor(2.0)}
+        expected = sc.conv2d(text, X, W, beta=number, **options, backend=backend)
+        layer = sc.Conv2d(text, 4, 2, 3, padding=1, beta=torch.tensor(number, dtype=torch.float64), p=np.array(2.0))
+        assert (type(layer.beta), layer.p.item()) == (float, 2.0)
+        layer.weight.data = W
+        for value in (torch.tensor(number, dtype=torch.float64), np.array(number), np.float64(number)):
+            assert torch.equal(sc.conv2d(text, X, W, beta=value, **options, backend=backend), expected)
+            layer.beta, layer.backend = value, backend
+            assert torch.equal(layer(X), expected)
+            assert "beta=3" in repr(layer) or "beta=4" in repr(layer)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(True), np.True_, torch.tensor(2j), np.complex64(2j), [2.0], "2"])
+def test_what_is_no_real_number_is_no_value(value: Any) -> None:
+    with pytest.raises(sc.ArgumentTypeError, match="the const beta is a number, not"):
+        sc.Pool2d("beta: const\nsum(beta*x)", 2, beta=value)
+    with pytest.raises(sc.ArgumentTypeError, match="the initial value of p is a number or a tensor of reals, not"):
+        sc.Pool2d("p: param\nsum(p*x)", 2, p=value)
+
+
+def test_a_const_takes_no_tensor_that_wants_a_gradient() -> None:
+    with pytest.raises(sc.ArgumentTypeError, match="declare it as `beta: param`"):
+        sc.pool2d("beta: const\nsum(beta*x)", X, 2, beta=torch.tensor(2.0, requires_grad=True))
 
 
 def test_memory_layouts(backend: str) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import ArgumentError
 from ..geometry import Geometry
+from ..tracing import constant
 
 if TYPE_CHECKING:
     from ..kernel import Kernel
@@ -104,6 +105,7 @@ def backend(name: str) -> Backend:
     return found
 
 
+@constant
 def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend for a call: the one asked for, or for "auto" the first that can run it."""
     if name != "auto":
@@ -114,7 +116,3 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> str:
             return each
     backend(AUTOMATIC[-1]).can_run(device, dtype, raise_error=True)
     return AUTOMATIC[-1]
-
-
-# What torch.compiler.assume_constant_result sets; calling that would import torch._dynamo, which takes a second.
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ import ctypes
 import json
 import os
 import shlex
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from ..errors import InternalError
 from ..render import template_directory
 from .cache import Cache
 from .key import content_key
+from .lock import ForkSafeLock
 from .toolchain import find_toolchain, load
 
 LIBRARY, SOURCE = "kernel.so", "emulation.cpp"
 #: No fused operations: whether a GPU fuses is its compiler's choice, and what must not be fused is said in the source.
 FLAGS = ("-O1", "-ffp-contract=off", "-Wno-unknown-pragmas")
 #: Launches run one at a time: the threads of a block are fibers of the thread that launches.
-_LOCK = threading.Lock()
+_LOCK = ForkSafeLock()
 
 
 class EmulatedModule:
@@ -46,7 +46,7 @@ class EmulatedModule:
         Raises:
             InternalError: if its threads do not wait for one another as they must.
         """
-        with _LOCK:
+        with _LOCK.held():
             failure = self._run(function.encode(), blocks, threads, shared_bytes, call, self.order)
         if failure:
             raise InternalError(f"{function}: {failure.decode()}")

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, ClassVar
 
 import sympy as sp
@@ -191,7 +192,8 @@ def indexed(base: Operand, index: tuple[Any, ...]) -> sp.Expr:
         if element is None or not 0 <= element < base.bank:
             raise FormulaError(f"{shown}: {base.name} has {base.bank} weights, {base.name}[0] to [{base.bank - 1}]")
     channel, tap = (c, t) if not rest else rest if len(rest) == 2 else (None, None)
-    tap = sp.sympify(tap) if isinstance(tap, (int, sp.Expr)) else sp.nan
+    if not isinstance(tap, sp.Expr):
+        tap = sp.nan if (number := _whole(tap)) is None else sp.Integer(number)
     shift = _whole(tap - t)
     if channel not in (c, o) or not (tap == 0 or shift is not None):
         raise FormulaError(
@@ -204,7 +206,10 @@ def indexed(base: Operand, index: tuple[Any, ...]) -> sp.Expr:
 
 
 def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int) or getattr(value, "is_Integer", False) else None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 x = Operand("x", "input")
@@ -237,9 +242,10 @@ def weight(name: str, bank: int | None = None) -> Operand:
     s: weight[2]
     sum(x*s[0] + x**2*s[1])
     """
-    if bank is not None and not (isinstance(bank, int) and 1 <= bank <= MAX_BANK):
+    size = _whole(bank)
+    if bank is not None and not (size and 1 <= size <= MAX_BANK):
         raise FormulaError(f"weight({name!r}, bank={bank}): a bank has 1 to {MAX_BANK} weights")
-    return _declared(name, "weight", bank=bank)
+    return _declared(name, "weight", bank=size)
 
 
 def input(name: str) -> Operand:

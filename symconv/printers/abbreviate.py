@@ -9,6 +9,7 @@ import sympy as sp
 from ..language.axes import WindowNode
 from ..language.formula import Formula, line_symbol
 from ..language.symbols import Operand
+from ..rewrite import oriented
 
 #: A derivative of more operations than this is broken up, and what is named has at least so many.
 LONG, WORTH_A_NAME = 18, 4
@@ -31,13 +32,18 @@ def abbreviated(
     inlined: dict[sp.Symbol, sp.Expr] = {}
     named: list[tuple[str, sp.Expr]] = []
     for symbol, part in parts:
-        part = part.xreplace(inlined)
+        part = _oriented_signs(part.xreplace(inlined))
         if part.count_ops() < WORTH_A_NAME or not isinstance(part, sp.Expr):
             inlined[symbol] = part
         else:
             inlined[symbol] = next(symbols)
             named.append((inlined[symbol].name, part))
-    return named, {operand: expr.xreplace(inlined) for operand, expr in zip(short, results)}
+    return named, {operand: _oriented_signs(expr.xreplace(inlined)) for operand, expr in zip(short, results)}
+
+
+def _oriented_signs(part: sp.Expr) -> sp.Expr:
+    """sign(x - w) where `sympy.cse` has made -sign(w - x) of it."""
+    return part.replace(sp.sign, lambda z: sp.sign(z) if oriented(z) == z else -sp.sign(-z))
 
 
 def in_lines(formula: Formula, expr: sp.Expr) -> sp.Expr:

@@ -13,6 +13,13 @@ from ..language.symbols import Access, ordered_terms
 from ..operations import is_denominator
 
 
+def positive_first(expr: sp.Add) -> list[sp.Expr]:
+    """The terms of a sum in the order of people, but first one without a minus where there is one: w - x."""
+    terms = ordered_terms(expr)
+    positive = next((term for term in terms if not term.could_extract_minus_sign()), terms[0])
+    return [positive, *(term for term in terms if term is not positive)]
+
+
 class SourcePrinter(StrPrinter):  # type: ignore[misc]
     """Prints an expression as source text on one line; the same expression always gives the same text.
 
@@ -25,9 +32,7 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
     last: tuple[type[sp.Symbol], ...] = (Access,)
 
     def _as_ordered_terms(self, expr: sp.Add, order: Any = None) -> list[sp.Expr]:
-        terms = ordered_terms(expr)
-        positive = next((term for term in terms if not term.could_extract_minus_sign()), terms[0])
-        return [positive, *(term for term in terms if term is not positive)]
+        return positive_first(expr)
 
     def _print_Mul(self, expr: sp.Mul) -> str:
         coefficient, rest = expr.as_coeff_Mul()

@@ -16,10 +16,11 @@ from ..derive import gradients
 from ..functions import BY_CLASS, FUNCTIONS, where
 from ..language.axes import WindowNode
 from ..language.formula import Formula
-from ..language.symbols import TAP_AXES, Access, ordered_terms
+from ..language.symbols import TAP_AXES, Access
 from ..reductions import Norm, Total, record_of
 from ..rewrite import kinked, learned, oriented
 from .abbreviate import abbreviated
+from .common import positive_first
 
 #: How LaTeX writes nodes: `axes` are those it runs over, `other` the taps it runs over for a given one, `over` is empty
 #: for a node over the whole window.
@@ -55,7 +56,7 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
         super().__init__({"order": "none"})
 
     def _as_ordered_terms(self, expr: sp.Add, order: Any = None) -> list[sp.Expr]:
-        return ordered_terms(expr)
+        return positive_first(expr)
 
     def _print_Abs(self, expr: sp.Abs, exp: str | None = None) -> str:
         return str(super()._print_Abs(sp.Abs(oriented(expr.args[0]), evaluate=False), exp))
@@ -105,7 +106,7 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
         super().__init__({"order": "none", "use_unicode": unicode, "wrap_line": False})
 
     def _as_ordered_terms(self, expr: sp.Add, order: Any = None) -> list[sp.Expr]:
-        return ordered_terms(expr)
+        return positive_first(expr)
 
     def _print_Abs(self, expr: sp.Abs) -> prettyForm:
         return super()._print_Abs(sp.Abs(oriented(expr.args[0]), evaluate=False))
