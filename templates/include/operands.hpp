@@ -182,6 +182,14 @@ template <bool OWN> struct Image {
         if (at[p.k] < end)
             store(to(p), load(to(p)) + value);
     }
+    /// V vectors side by side.
+    template <int V> void add(Place<1> p, const vec (&values)[V]) const
+    {
+        real* first = to(p);
+        if (at[p.k] < end)
+            UNROLL for (int v = 0; v < V; ++v)
+                store(first + v * WIDTH, load(first + v * WIDTH) + values[v]);
+    }
     void add(Place<1> p, int64_t lane, real value) const
     {
         if (at[p.k] < end)
