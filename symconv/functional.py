@@ -205,7 +205,12 @@ def _conv_first(
     if kernel_size is None or out_channels is None:
         check_names(signature, given)  # a mistyped operand is the likelier mistake
         missing = "kernel_size" if kernel_size is None else "out_channels"
-        raise ArgumentTypeError(f"{missing} is needed: there is no weight of {rank + 2} dimensions to tell it")
+        weights = signature.names("weight")
+        found = [f"{ARGUMENTS.get(n, n)} has {given[n].dim()}" for n in weights if isinstance(given.get(n), Tensor)]
+        raise ArgumentTypeError(
+            f"{missing} is needed: there is no weight of {rank + 2} dimensions to tell it"
+            + (f", {' and '.join(found)}" if found else ": give weight" if "w" in weights else "")
+        )
     kernel_size = per_axis(
         tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1
     )

@@ -138,10 +138,17 @@ class Layer(nn.Module):
             )
 
     def _set_constants(self, values: dict[str, Any]) -> None:
-        """Make attributes of the `const` operands: from `values`, or as declared."""
+        """Make attributes of the `const` operands: from `values`, or as declared; they can be set later on."""
         for name, value in zip(self.signature.numbers, self.signature.values):
             self._check_free(name)
             setattr(self, name, check_number(self.signature, name, values.pop(name, value)))
+        self._constants = frozenset(self.signature.numbers)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, refused for a `const` if it is no number."""
+        if name in vars(self).get("_constants", ()):
+            value = check_number(self.signature, name, value)
+        super().__setattr__(name, value)
 
     def _check_free(self, name: str) -> None:
         """Refuse a name that an attribute of the layer has."""

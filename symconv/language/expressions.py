@@ -268,7 +268,7 @@ class Expressions:
         first, last = (self.value(end).expr for end in ends)
         for end, number in zip(ends, (first, last)):
             if not number.is_Integer or abs(number) > MAX_SIZE:  # type: ignore[operator]
-                raise self.error(end, "the range runs over whole numbers, such as (k, 0, 7)")
+                raise self.error(end, f"the range runs over whole numbers of at most {MAX_SIZE}, such as (k, 0, 7)")
         terms = []
         for number in range(int(first), int(last) + 1):  # type: ignore[arg-type]
             self.bound[name] = number
