@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from conftest import BACKENDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracles import weights, windows
+from oracles import random, weights, windows
 from torch import Tensor
 
 import symconv as sc
@@ -143,3 +143,26 @@ def test_ignored_padding_equals_the_window_that_is_left(backend: str, case: dict
         ours = conv(formula, *tensors, padding_mode=mode, **options, **named)
         theirs = conv(padded, *tensors, padding_mode="constant", padding_value=value, **options, **named)
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "padding", "image"),
+    [((2, 5), (2, 3), (4, 6), (5, 9)), ((3, 3), (1, 1), (1, 1), (4, 4)), ((1, 6), (1, 4), (0, 6), (3, 1))],
+    ids=["windows that see zeros alone", "one zero between rows", "an image of one column"],
+)
+def test_rows_share_the_zeros_between_them(
+    backend: str,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    image: tuple[int, int],
+) -> None:
+    """However far windows reach beyond both ends of a row."""
+    x, w = random(2, 3, *image).requires_grad_(), random(6, 1, *kernel_size).requires_grad_()
+    outputs = [
+        sc.conv2d("sum(w*x)", x, w, stride=stride, padding=padding, groups=3, backend=backend),
+        F.conv2d(x, w, None, stride, padding, 1, 3),
+    ]
+    upstream = random(*outputs[1].shape)
+    ours, theirs = ([y, *torch.autograd.grad(y, (x, w), upstream)] for y in outputs)
+    torch.testing.assert_close(ours, theirs)
