@@ -141,13 +141,13 @@ class Layer(nn.Module):
         """Make attributes of the `const` operands: from `values`, or as declared; they can be set later on."""
         for name, value in zip(self.signature.numbers, self.signature.values):
             self._check_free(name)
-            setattr(self, name, check_number(self.signature, name, values.pop(name, value)))
-        self._constants = frozenset(self.signature.numbers)
+            setattr(self, name, values.pop(name, value))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, refused for a `const` if it is no number."""
-        if name in vars(self).get("_constants", ()):
-            value = check_number(self.signature, name, value)
+        signature = vars(self).get("signature")  # which `nn.Module` itself has not
+        if signature is not None and name in signature.numbers:
+            value = check_number(signature, name, value)
         super().__setattr__(name, value)
 
     def _check_free(self, name: str) -> None:

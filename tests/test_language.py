@@ -131,6 +131,7 @@ REFUSED = {
     "g: input[3]\nsum(g*x)": "a input takes no brackets",
     "p: param[positive] = 0\nsum(p*x)": "starts above 0",
     "sum(Sum(x, (k, 0, w)))": "whole numbers",
+    "sum(Sum(x**k, (k, 0, 10000)))": "whole numbers of at most",
     "sum(Sum(x, (c, 0, 3)))": "is taken",
     "sum(Sum(x, 3))": "a range of whole numbers",
     "sum(Sum(x + w*k, (k, 0, 4000)))": "more than",

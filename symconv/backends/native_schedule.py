@@ -138,7 +138,7 @@ def line_of(x: torch.Tensor, geometry: Geometry) -> Line:
     kernel, stride, dilation = (axes(v, 1) for v in (geometry.kernel_size, geometry.stride, geometry.dilation))
     image, size = axes(x.shape[2:], 1), axes(geometry.output_size(x.shape[2:]), 1)
     z, y, across = ((k - 1) * d // s for k, d, s in zip(kernel, dilation, stride))
-    residues = [len({t * d % s for t in range(k)}) for k, d, s in zip(kernel[1:], dilation[1:], stride[1:])]
+    residues = [{t * d % s for t in range(k)} for k, d, s in zip(kernel[1:], dilation[1:], stride[1:])]
     native = NativeGeometry(
         x.shape[0],
         geometry.groups,
@@ -148,14 +148,15 @@ def line_of(x: torch.Tensor, geometry: Geometry) -> Line:
         (ctypes.c_int64 * 3)(*axes([before for before, _ in geometry.padding], 0)),
         (ctypes.c_int64 * 3)(*dilation),
     )
-    native.pitch = pitch = size[2] + across - _shared_zeros(native, across)
-    return Line(native, pitch, (size[1] - 1) * pitch + size[2], (z, y, across), kernel[0] * math.prod(residues))
+    native.pitch = pitch = size[2] + across - _shared_zeros(native, across, residues[1])
+    return Line(
+        native, pitch, (size[1] - 1) * pitch + size[2], (z, y, across), kernel[0] * math.prod(map(len, residues))
+    )
 
 
-def _shared_zeros(native: NativeGeometry, reach: int) -> int:
+def _shared_zeros(native: NativeGeometry, reach: int, residues: set[int]) -> int:
     """The places where the windows of a row look beyond the image at its end, and those of the next row before it."""
     image, before, stride = (values[2] for values in (native.image, native.before, native.stride))
-    residues = {tap * native.dilation[2] % stride for tap in range(native.kernel[2])}
     at_begin = min(-((residue - before) // stride) for residue in residues)
     at_end = native.size[2] + reach - max(-((residue - before - image) // stride) for residue in residues)
     return max(min(at_begin, at_end, reach), 0)  # windows that see zeros alone have places of their own

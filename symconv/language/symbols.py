@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, ClassVar
 
 import sympy as sp
 from sympy.utilities.iterables import NotIterable  # SymPy must not take what has __getitem__ for a sequence
 
 from ..errors import FormulaError
+from ..geometry import whole
 
 #: The axes a declaration or a reduction may name, in the order in which shapes list them.
 AXES = ("o", "c", "t")
@@ -188,13 +188,13 @@ def indexed(base: Operand, index: tuple[Any, ...]) -> sp.Expr:
         element, *rest = index  # type: ignore[assignment]
         if isinstance(element, sp.Symbol) and not isinstance(element, Operand):
             return Element(base, element, *rest)
-        element = _whole(element)
+        element = whole(element)
         if element is None or not 0 <= element < base.bank:
             raise FormulaError(f"{shown}: {base.name} has {base.bank} weights, {base.name}[0] to [{base.bank - 1}]")
     channel, tap = (c, t) if not rest else rest if len(rest) == 2 else (None, None)
     if not isinstance(tap, sp.Expr):
-        tap = sp.nan if (number := _whole(tap)) is None else sp.Integer(number)
-    shift = _whole(tap - t)
+        tap = sp.nan if (number := whole(tap)) is None else sp.Integer(number)
+    shift = whole(tap - t)
     if channel not in (c, o) or not (tap == 0 or shift is not None):
         raise FormulaError(
             f"{shown}: an index is [channel, tap], with c or o for the channel and 0 (the centre), t, t + 1, t - 1, "
@@ -203,13 +203,6 @@ def indexed(base: Operand, index: tuple[Any, ...]) -> sp.Expr:
     if element is None and channel == c and shift == 0:
         return base
     return Access(base, element, channel == o, None if tap == 0 else shift)
-
-
-def _whole(value: Any) -> int | None:
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
 
 
 x = Operand("x", "input")
@@ -242,7 +235,7 @@ def weight(name: str, bank: int | None = None) -> Operand:
     s: weight[2]
     sum(x*s[0] + x**2*s[1])
     """
-    size = _whole(bank)
+    size = whole(bank)
     if bank is not None and not (size and 1 <= size <= MAX_BANK):
         raise FormulaError(f"weight({name!r}, bank={bank}): a bank has 1 to {MAX_BANK} weights")
     return _declared(name, "weight", bank=size)
