@@ -126,12 +126,15 @@ class Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         names = ctx.call.names
-        needs = tuple(name for name, needed in zip(names, ctx.needs_input_grad[2:]) if needed)
+        needs = tuple(name for name, needed in zip(names, _asked_for(ctx)) if needed)
         if grad_output is None or not needs:
             return (None,) * (2 + len(names))
         if peek_interpreter_stack() is not None or is_legacy_batchedtensor(grad_output):
             raise DerivativeError("gradients of a batch of directions (is_grads_batched, vmap) are not supported")
-        gradients = _apply(ConvolveBackward, ctx.call, needs, grad_output, *ctx.saved_tensors)
+        if is_grad_enabled():
+            gradients = _apply(ConvolveBackward, ctx.call, needs, grad_output, *ctx.saved_tensors)
+        else:
+            gradients = _gradients(ctx.call, needs, grad_output, *ctx.saved_tensors)
         return None, None, *_in_place(names, needs, gradients)
 
 
@@ -142,12 +145,11 @@ class ConvolveBackward(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, call: Call, needs: tuple[str, ...], grad_output: Tensor, *tensors_and_kept: Tensor
     ) -> tuple[Tensor, ...]:
-        tensors, kept = tensors_and_kept[: len(call.names)], tensors_and_kept[len(call.names) :]
-        gradients = call.compiled.backward(grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs))
-        ctx.call, ctx.needs, ctx.kept_count = call, needs, len(kept)
-        ctx.save_for_backward(grad_output, *tensors)
+        count = len(call.names)
+        ctx.call, ctx.needs, ctx.kept_count = call, needs, len(tensors_and_kept) - count
+        ctx.save_for_backward(grad_output, *tensors_and_kept[:count])
         ctx.set_materialize_grads(False)
-        return tuple(gradient for gradient in gradients if gradient is not None)
+        return _gradients(call, needs, grad_output, *tensors_and_kept)
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -165,10 +167,32 @@ class ConvolveBackward(torch.autograd.Function):
         # <gradients, directions> is the tangent contracted with grad_output: its gradients are the tangent's own.
         kept: list[Tensor] = []
         for_grad_output = _apply(Convolve, call, kept, *operands)
-        wanted = (name for name, needed in zip(names, ctx.needs_input_grad[3:]) if needed)
+        wanted = (name for name, needed in zip(names, _asked_for(ctx)[1:]) if needed)
         needs = tuple(name for name in wanted if name in call.names)
         gradients = _apply(ConvolveBackward, call, needs, ctx.saved_tensors[0], *operands, *kept) if needs else ()
         return None, None, for_grad_output, *_in_place(names, needs, gradients), *(None,) * ctx.kept_count
+
+
+def _gradients(call: Call, needs: Sequence[str], grad_output: Tensor, *tensors_and_kept: Tensor) -> tuple[Tensor, ...]:
+    """The gradients for the operands `needs`."""
+    tensors, kept = tensors_and_kept[: len(call.names)], tensors_and_kept[len(call.names) :]
+    gradients = call.compiled.backward(grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs))
+    return tuple(gradient for gradient in gradients if gradient is not None)
+
+
+def _asked_for(ctx: Any) -> list[bool]:
+    """Of each tensor that went into a function, whether this backward pass uses its gradient.
+
+    `ctx.needs_input_grad` says what some pass could ask for: `torch.autograd.grad(y, x)` asks for less.
+    """
+    return [node is not None and _is_executed(node) for node, _ in ctx.next_functions]
+
+
+def _is_executed(node: Any) -> bool:
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # so it says of a leaf that is asked for, and where another engine runs
+        return True
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,40 @@ def test_only_what_is_needed_gets_a_gradient(backend: str, which: str) -> None:
     tensors[which].requires_grad_()
     sc.conv2d("sum(sin(w*x)) + b", *tensors.values(), backend=backend).sum().backward()
     assert {name for name, tensor in tensors.items() if tensor.grad is not None} == {which}
+
+
+@pytest.mark.parametrize("asked", ["x", "w", "xw", "xwb"])
+@pytest.mark.parametrize("leaf", [True, False])
+def test_only_what_is_asked_for_is_computed(
+    backend: str, asked: str, leaf: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {"x": random(1, 2, 4, 4), "w": random(2, 2, 3, 3), "b": random(2)}
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    if not leaf:
+        tensors = {name: 2 * tensor for name, tensor in tensors.items()}
+    y = sc.conv2d("sum(sin(w*x))*b", *tensors.values(), backend=backend)
+    wanted = [tensors[name] for name in asked]
+    compiled, computed = type(y.grad_fn.call.compiled), []
+
+    def spied(*args: Any) -> Any:
+        computed.append(args[-1])
+        return backward(*args)
+
+    backward = compiled.backward
+    monkeypatch.setattr(compiled, "backward", spied)
+    found = torch.autograd.grad(y.sum(), wanted, retain_graph=True)
+    assert computed == [set(asked)]
+    everything = dict(zip("xwb", torch.autograd.grad(y.sum(), [*tensors.values()], create_graph=True)))
+    for name, gradient in zip(asked, found):
+        torch.testing.assert_close(gradient, everything[name])
+    computed.clear()
+    penalty = everything["x"].square().sum()
+    twice = torch.autograd.grad(penalty, wanted, retain_graph=True)
+    assert computed == [set(asked)]
+    all_twice = dict(zip("xwb", torch.autograd.grad(penalty, [*tensors.values()])))
+    for name, gradient in zip(asked, twice):
+        torch.testing.assert_close(gradient, all_twice[name])
 
 
 def test_no_grad_keeps_nothing(backend: str) -> None:
