@@ -6,7 +6,8 @@
 #include "operands.hpp"
 #include "rows.hpp"
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
+/// What runs once per call is not worth the compiler's time: its loops are elsewhere.
+#define EXPORT extern "C" __attribute__((visibility("default"), cold))
 
 namespace symconv {
 
