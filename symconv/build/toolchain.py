@@ -21,7 +21,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,14 +125,25 @@ class Toolchain:
             tried([*compiler, *compiling, *options, *headers, "-c", str(source), "-o", compiled])
             library: list[str] = []
             if self.openmp or self.sleef:  # an empty library of PyTorch's name: that is all the linker needs of it
-                empty = ["-shared", "-nostdlib", f"-Wl,-soname,{TORCH.name}", "-x", "c++", os.devnull]
-                tried([*compiler, *empty, "-o", stub])
+                if self.compiler not in _EMPTY:
+                    empty = ["-shared", "-nostdlib", f"-Wl,-soname,{TORCH.name}", "-x", "c++", os.devnull]
+                    _EMPTY[self.compiler] = _written([*compiler, *empty, "-o", stub], tried).read_bytes()
+                Path(stub).write_bytes(_EMPTY[self.compiler])
                 library = ["-Wl,--no-as-needed", stub, "-Wl,--as-needed"]
-            command = [*compiler, "-shared", *linking, compiled, *library, "-o", linked]
-            tried(command)
-            if not os.path.exists(linked):
-                raise RunError(f"{Path(compiler[0]).name} reports success but wrote nothing", True, command)
-            os.replace(linked, output)
+            os.replace(_written([*compiler, "-shared", *linking, compiled, *library, "-o", linked], tried), output)
+
+
+#: By compiler: each builds it once per process.
+_EMPTY: dict[str, bytes] = {}
+
+
+def _written(command: Sequence[str], tried: Callable[[Sequence[str]], str]) -> Path:
+    """What a command that ends with its output has written."""
+    tried(command)
+    output = Path(command[-1])
+    if not output.exists():
+        raise RunError(f"{Path(command[0]).name} reports success but wrote nothing", True, command)
+    return output
 
 
 def load(path: Path) -> ctypes.CDLL:
