@@ -81,7 +81,7 @@ def conv2d(
         groups: divides both numbers of channels.
         padding_mode: "zeros", "reflect", "replicate", "circular", "constant" (with `padding_value`) or "ignore": a tap
             outside the image leaves the reduction.
-        padding_value: for "constant".
+        padding_value: for "constant"; refused with another mode, unless it is 0.
         backend: "auto" or a backend's name.
         fast_math: let CUDA kernels in float32, float16 and bfloat16 use the GPU's own approximations of exp, log, sin,
             cos and tan, also within sigmoid, softmax and the like: about 21 bits behind the point, so that few digits

@@ -116,7 +116,7 @@ class Layer(nn.Module):
         padding = options.padding
         padding_pairs(padding, options.kernel_size, stride, dilation)  # refuse it now, not at the first call
         padding = padding if isinstance(padding, str) else per_axis(padding, self.rank, "padding", 0)
-        check_padding_mode(options.padding_mode)
+        check_padding_mode(options.padding_mode, options.padding_value)
         if options.backend != "auto":
             backend_named(options.backend)
         check_fast_math(options.fast_math)
@@ -432,7 +432,7 @@ class Conv2d(Conv):
         bias: None: the formula decides; True adds `+ b` to one without it, False leaves it out.
         padding_mode: "zeros", "reflect", "replicate", "circular", "constant" (with `padding_value`) or "ignore": a tap
             outside the image leaves the reduction.
-        padding_value: for "constant".
+        padding_value: for "constant"; refused with another mode, unless it is 0.
         init: how weights are filled: a name of `torch.nn.init` such as "zeros", or a function of a tensor.  By default
             what the kernel names, else Kaiming-uniform.
         backend: "auto" or a backend's name.

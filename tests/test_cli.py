@@ -214,14 +214,17 @@ def test_a_standalone_layer_gives_the_same_numbers(tmp_path: Path, name: str, mo
     path = tmp_path / f"{name}.py"
     run("generate", EJECTED[name], "-o", str(path), "--name", "Ejected")
     options = {"kernel_size": (3, 2), "stride": (1, 2), "padding": 1, "groups": 2, "padding_mode": mode}
+    options |= {"padding_value": 0.5} if mode == "constant" else {}
     with pytest.warns() if mode == "zeros" else pytest.MonkeyPatch.context():
-        ours = sc.Conv2d(sc.Kernel(EJECTED[name]), 4, 6, dtype=torch.float64, padding_value=0.5, **options)
-    theirs = imported(path).Ejected(4, 6, dtype=torch.float64, padding_value=0.5, **options)
+        ours = sc.Conv2d(sc.Kernel(EJECTED[name]), 4, 6, dtype=torch.float64, **options)
+    theirs = imported(path).Ejected(4, 6, dtype=torch.float64, **options)
     theirs.load_state_dict(ours.state_dict())
     windows = f"kernel_size=(3, 2), stride=(1, 2), dilation=(1, 1), padding=((1, 1), (1, 1)), padding_mode={mode!r}"
     assert f"4, 6, groups=2, {windows}" in repr(theirs)
     with pytest.raises(TypeError, match="positional"):  # there is no `bias` before `padding_mode`: it is the formula's
         imported(path).Ejected(4, 6, 3, 1, 0, 1, 1, False)
+    with pytest.raises(ValueError, match=r"padding_value=0\.5 is for padding_mode='constant', not 'reflect'"):
+        imported(path).Ejected(4, 6, 3, padding_mode="reflect", padding_value=0.5)
     for x in (random(2, 4, 5, 6), random(4, 5, 6)):
         same_values_and_gradients(ours, theirs, (x,))
     x = random(2, 4, 5, 6)

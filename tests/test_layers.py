@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import itertools
 import pickle
@@ -36,6 +37,32 @@ def test_padding_modes_equal_torch(backend: str, mode: str, rank: int, padding: 
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 2, *(6, 5, 4)[:rank])
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular", "ignore"])
+def test_only_constant_padding_has_a_value(mode: str) -> None:
+    x, w = random(1, 4, 5, 5), random(2, 4, 3, 3)
+    given = {"padding": 1, "padding_mode": mode}
+    layer, pool = sc.Conv2d(LINEAR, 4, 2, 3, **given), sc.Pool2d("mean(x)", 2, **given)
+    calls: list[Any] = [
+        functools.partial(sc.conv2d, "sum(w*x)", x, w, **given),
+        functools.partial(sc.pool2d, "mean(x)", x, 2, **given),
+        functools.partial(sc.Conv2d, LINEAR, 4, 2, 3, **given),
+        functools.partial(sc.Pool2d, "mean(x)", 2, **given),
+    ]
+    why = (
+        rf"padding_value=.*0\.5.* is for padding_mode='constant', and padding_mode is '{mode}'.*or leave padding_value"
+    )
+    for call, value in itertools.product(calls, (0.5, torch.tensor(0.5), np.float64(-0.5))):
+        call(padding_value=0 * value)
+        with pytest.raises(sc.ArgumentError, match=why):
+            call(padding_value=value)
+    for each in (layer.double(), pool):
+        each.padding_value = 0.5
+        with pytest.raises(sc.ArgumentError, match=why):
+            each(x)
+        each.padding_mode = "constant"
+        each(x)
 
 
 def test_constant_padding(backend: str) -> None:
