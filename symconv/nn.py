@@ -150,6 +150,22 @@ class Layer(nn.Module):
             value = check_number(signature, name, value)
         super().__setattr__(name, value)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
+        """Convert the parameters, as `to(memory_format=torch.channels_last)` asks and all that converts a module.
+
+        PyTorch gives the memory format to whatever has four or five axes.  A bank gets it weight by weight, and what
+        has neither the axes of a weight nor those of a bank keeps its own.
+        """
+
+        def converted(tensor: Tensor) -> Tensor:
+            more = tensor.dim() - (self.rank + 2)
+            if more == 1:
+                return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+            return fn(tensor.flatten()).reshape(tensor.shape) if more and tensor.dim() > 3 else fn(tensor)
+
+        super()._apply(converted, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def _check_free(self, name: str) -> None:
         """Refuse a name that an attribute of the layer has."""
         if hasattr(self, name):

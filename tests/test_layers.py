@@ -716,6 +716,48 @@ def test_memory_layouts(backend: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rank", "memory_format"),
+    [(1, torch.channels_last), (1, torch.channels_last_3d), (2, torch.channels_last), (3, torch.channels_last_3d)],
+)
+def test_layers_take_the_memory_formats_that_convolutions_of_torch_take(
+    backend: str, rank: int, memory_format: Any
+) -> None:
+    """PyTorch gives the format to what has four or five axes, of which banks have one more than their weights."""
+    kind = (sc.Conv1d, sc.Conv2d, sc.Conv3d)[rank - 1]
+    text = """
+        s: weight[2]
+        p: param[c, t, positive] = 2
+        q: param[o, t]
+        r: param[o, c, t]
+        sum(w*x + s[0]*x*p*r + s[1]*q)"""
+    layer = kind(text, 2, 3, (3, 2, 3)[:rank], dtype=torch.float64, backend=backend)
+    theirs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](2, 3, (3, 2, 3)[:rank]).to(memory_format=memory_format)
+    x = torch.randn(2, 2, *(5, 4, 6)[:rank], dtype=torch.float64)
+    layer.s.grad = torch.randn_like(layer.s)
+    expected, before, slope = layer(x), copy.deepcopy(layer.state_dict()), layer.s.grad.clone()
+    network = nn.Sequential(layer).to(memory_format=memory_format)
+    for weight in (layer.weight, layer.r, *layer.s, *layer.s.grad):
+        assert weight.stride() == theirs.weight.stride()
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert torch.equal(layer.s.grad, slope)
+    torch.testing.assert_close(network(x), expected)
+    assert network.to(torch.float32).to("cpu")[0].s.stride() == layer.s.stride()
+    assert [parameter.shape for parameter in layer.to_empty(device="meta").parameters()] == [
+        value.shape for value in before.values()
+    ]
+
+
+def test_layers_refuse_the_memory_formats_that_convolutions_of_torch_refuse() -> None:
+    text = "s: weight[2]\nsum(s[0]*x + s[1])"
+    flat, deep = (nn.Conv2d(2, 3, 3), sc.Conv2d(text, 2, 3, 3)), (nn.Conv3d(2, 3, 3), sc.Conv3d(text, 2, 3, 3))
+    for layers, memory_format in ((flat, torch.channels_last_3d), (deep, torch.channels_last)):
+        for layer in layers:
+            with pytest.raises(RuntimeError, match="required rank"):
+                layer.to(memory_format=memory_format)
+
+
+@pytest.mark.parametrize(
     ("formula", "in_channels", "why"),
     [
         ("sum(w*x[o, t])", 3, "x has 3, out_channels is 4"),
