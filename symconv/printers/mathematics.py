@@ -36,6 +36,9 @@ _LATEX_WINDOW = {
     "chosen": r"\mathbf{{1}}_{{\operatorname{{chosen}}{over}}} ",
     "others_slope": r"\operatorname{{others\_slope}}{over} ",
 }
+#: Of those, which run over all factors that follow, and which have brackets around whatever they are of.
+_LATEX_SUMS = frozenset(["sum", "prod", "total", "others"])
+_LATEX_FUNCTIONS = frozenset(["first_max", "first_min", "chosen", "others_slope"])
 _PRETTY_WINDOW = {"sum": "∑", "prod": "∏", "others": "∏′", "total": "∑"}
 #: What the names that only gradients contain stand for.
 GLOSSARY = {
@@ -64,31 +67,38 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
     def _print_Function(self, expr: sp.Function, exp: str | None = None) -> str:
         return self._window(expr, exp) if isinstance(expr, WindowNode) else str(super()._print_Function(expr, exp))
 
-    def _print_where(self, expr: where) -> str:
-        return str(self._print(_piecewise(expr)))
+    def _print_where(self, expr: where, exp: str | None = None) -> str:
+        cases = str(self._print(_piecewise(expr)))
+        return cases if exp is None else rf"\left({cases}\right)^{{{exp}}}"
+
+    def _needs_mul_brackets(self, expr: sp.Expr, first: bool = False, last: bool = False) -> bool:
+        return bool(super()._needs_mul_brackets(expr, first, last)) or (not last and _reaches_on(expr))
 
     def _window(self, expr: WindowNode, exp: str | None) -> str:
         axes = ",".join(sorted(expr.dims))
-        name, args = record_of(expr).name, expr.args
-        if isinstance(expr, Total):
-            if args[0] == 1:
-                body = {"c,t": "N", "t": "T", "c": "C"}[axes]
-                return body if exp is None else f"{body}^{{{exp}}}"
-            args = args[:1]
-        inside = ", ".join(self._print(argument) for argument in args)
-        if isinstance(expr, Norm):
-            body = rf"\left\lVert {inside} \right\rVert" + ("" if expr.dims == TAP_AXES else f"_{{{axes}}}")
+        if _is_count(expr):
+            body = {"c,t": "N", "t": "T", "c": "C"}[axes]
+        elif isinstance(expr, Norm):
+            body = rf"\left\lVert {self._print(expr.args[0])} \right\rVert"
+            body += "" if expr.dims == TAP_AXES else f"_{{{axes}}}"
         else:
-            first = args[0]
-            bare = first.is_Symbol or isinstance(first, (sp.Abs, sp.Max, sp.Min, sp.Function))
-            bare = bare or (first.is_Mul and not first.could_extract_minus_sign() and not first.has(sp.Add))
-            over = "" if expr.dims == TAP_AXES else f"_{{{axes}}}"
-            other = {"c,t": r"(c',t') \neq (c,t)"}.get(axes, rf"{axes}' \neq {axes}")
-            operator = _LATEX_WINDOW.get(name, rf"\operatorname*{{{{{name}}}}}_{{{{{{axes}}}}}} ")
-            operator = operator.format(axes=axes, over=over, other=other)
-            body = operator + (inside if bare and len(args) == 1 else rf"\left({inside}\right)")
+            body = self._operator(expr, axes)
             body = body if exp is None else rf"\left({body}\right)"
         return body if exp is None else f"{body}^{{{exp}}}"
+
+    def _operator(self, expr: WindowNode, axes: str) -> str:
+        name = record_of(expr).name
+        over = "" if expr.dims == TAP_AXES else f"_{{{axes}}}"
+        other = {"c,t": r"(c',t') \neq (c,t)"}.get(axes, rf"{axes}' \neq {axes}")
+        operator = _LATEX_WINDOW.get(name, rf"\operatorname*{{{{{name}}}}}_{{{{{{axes}}}}}} ")
+        args, weight = _arguments(expr)
+        shown = [*map(self._print, args)] + ([] if weight is None else [rf"\mathrm{{weight}} = {self._print(weight)}"])
+        inside = ", ".join(shown)
+        bare = args[0].is_Symbol or isinstance(args[0], (sp.Abs, sp.Max, sp.Min, sp.Function))
+        if name in _LATEX_SUMS and args[0].is_Mul:
+            bare = not args[0].could_extract_minus_sign() and not args[0].has(sp.Add)
+        bare = bare and _reaches_on(expr)
+        return operator.format(axes=axes, over=over, other=other) + (inside if bare else rf"\left({inside}\right)")
 
     def _print_Symbol(self, expr: sp.Symbol, style: str = "plain") -> str:
         if not isinstance(expr, Access):  # letters beside one another would be read as a product
@@ -118,15 +128,12 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
         return self._print(_piecewise(expr))
 
     def _window(self, expr: WindowNode) -> prettyForm:
-        name, args = record_of(expr).name, expr.args
-        axes = "".join(sorted(expr.dims))
-        if isinstance(expr, Total):
-            if args[0] == 1:
-                return prettyForm({"ct": "N", "t": "T", "c": "C"}[axes])
-            args = args[:1]
+        name, axes = record_of(expr).name, "".join(sorted(expr.dims))
+        if _is_count(expr):
+            return prettyForm({"ct": "N", "t": "T", "c": "C"}[axes])
         symbol = _PRETTY_WINDOW.get(name, name) if self._use_unicode else name
-        weight = args[-1] if record_of(expr).weighted and len(args) > record_of(expr).arity[0] else None
-        form = self._print_seq(args if weight is None else args[:-1], delimiter=", ")
+        args, weight = _arguments(expr)
+        form = self._print_seq(args, delimiter=", ")
         if weight is not None:
             form = prettyForm(*form.right(", weight="))
             form = prettyForm(*form.right(self._print(weight)))
@@ -137,6 +144,27 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
 
     def _print_Symbol(self, expr: sp.Symbol, bold_name: bool = False) -> prettyForm:
         return prettyForm(expr.name) if isinstance(expr, Access) else super()._print_Symbol(expr, bold_name)
+
+
+def _is_count(expr: WindowNode) -> bool:
+    """Whether a node is the number of taps, channels or both."""
+    return isinstance(expr, Total) and expr.args[0] == 1
+
+
+def _arguments(expr: WindowNode) -> tuple[tuple[sp.Expr, ...], sp.Expr | None]:
+    """What a node is shown with: its arguments, and its weight."""
+    record, args = record_of(expr), expr.args
+    if isinstance(expr, Total):
+        return args[:1], None
+    return (args[:-1], args[-1]) if record.weighted and len(args) > record.arity[0] else (args, None)
+
+
+def _reaches_on(expr: sp.Expr) -> bool:
+    """Whether LaTeX does not tell where an expression ends, so that a factor after it would seem to belong to it."""
+    if not isinstance(expr, WindowNode) or _is_count(expr) or isinstance(expr, Norm):
+        return isinstance(expr, where)
+    args, weight = _arguments(expr)
+    return len(args) == 1 and weight is None and record_of(expr).name not in _LATEX_FUNCTIONS
 
 
 def _piecewise(expr: where) -> sp.Piecewise:
@@ -187,7 +215,7 @@ def _pretty(formula: Formula, name: str | None, unicode: bool) -> str:
 def glossary(expressions: Any) -> list[str]:
     """What the names that only gradients contain stand for, for those that occur."""
     nodes = {node for expr in expressions for node in expr.atoms(WindowNode)}
-    found = {record_of(node).name for node in nodes if not (isinstance(node, Total) and node.args[0] == 1)}
+    found = {record_of(node).name for node in nodes if not _is_count(node)}
     return [meaning for name, meaning in GLOSSARY.items() if name in found]
 
 
