@@ -226,7 +226,16 @@ def _pool(
         raise ArgumentTypeError("x was given twice: as input and by its name")
     key = None if is_autocast(input) else function_key(given, options, "pool", rank, kernel, kernel_size, *args)
     output = cached_output(key, {**given, **options} if options else given)
-    return _pool_first(key, rank, kernel, given, kernel_size, *args, **options) if output is None else output
+    if output is not None:
+        return output
+    places = ("stride", "padding", "dilation")
+    if len(args) > len(places) or not options.keys().isdisjoint(places[: len(args)]):
+        shown = ", ".join(["kernel", "input", "kernel_size", *map(repr, args), *(f"{name}=..." for name in options)])
+        raise ArgumentTypeError(
+            f"pool{rank}d takes (kernel, input, kernel_size, {', '.join(places)}) and all else by name, each once, not "
+            f"({shown})"
+        )
+    return _pool_first(key, rank, kernel, given, kernel_size, *args, **options)
 
 
 def _pool_first(

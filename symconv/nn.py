@@ -39,7 +39,12 @@ LONGEST_SHOWN = 100
 
 
 def _formula_first(init: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Let a layer's `__init__` refuse the arguments of PyTorch's layer, in which no formula comes first."""
+    """Let a layer's `__init__` refuse the arguments of PyTorch's layer, in which no formula comes first.
+
+    And too few and too many of them, by the name of the layer.
+    """
+    signature = inspect.signature(init)
+    places = [name for name, each in signature.parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(init)
     def checked(*args: Arguments.args, **options: Arguments.kwargs) -> None:
@@ -53,6 +58,12 @@ def _formula_first(init: Callable[Arguments, None]) -> Callable[Arguments, None]
             raise ArgumentTypeError(
                 f"the first argument of {name} is the formula, not {given[0]!r}: write {name}({', '.join(shown)})"
             )
+        try:
+            signature.bind(*args, **options)
+        except TypeError as error:
+            raise ArgumentTypeError(
+                f"{type(layer).__name__} takes ({', '.join(places)}) and all else by name: {error}"
+            ) from None
         init(*args, **options)
 
     return checked

@@ -45,6 +45,17 @@ def test_show() -> None:
     assert "logsumexp" in run("show", "--no-code", "-", input="beta: const = 5\nlogsumexp(beta*(x + w))/beta\n")
 
 
+def test_show_for_the_backend_of_this_cpu() -> None:
+    from symconv.backends import choose
+
+    automatic = choose("auto", torch.device("cpu"), torch.float32)
+    shown = run("show", "--backend", "auto", "sum(w*x)")
+    assert shown == run("show", "--backend", automatic, "sum(w*x)")
+    assert sc.Kernel("sum(w*x)").source("auto") == sc.Kernel("sum(w*x)").source(automatic)
+    refused = run("show", "--backend", "gpu", "sum(w*x)", code=1)
+    assert refused.startswith("error: backend must be 'auto' or one of")
+
+
 def test_backends_name_the_language_of_their_source() -> None:
     for backend in backends().values():
         assert get_lexer_by_name(backend.language).name in ("Python", "C++", "CUDA")
@@ -245,6 +256,13 @@ def test_a_standalone_layer_with_further_inputs(tmp_path: Path) -> None:
     x, g, k, q = (torch.randn(2, channels, 5, 6) for channels in (2, 3, 9, 2))
     torch.testing.assert_close(theirs(x, g, k, q), ours(x, g=g, k=k, q=q))
     torch.testing.assert_close(theirs(x[0], g[0], k[0], q[0]), ours(x, g=g, k=k, q=q)[0])
+
+
+@pytest.mark.parametrize("name", ["adder", "addr"])
+def test_zoo_says_how_an_operator_is_shown(name: str) -> None:
+    assert f"no command '{name}'; `symconv zoo show adder` shows an operator" in run("zoo", name, code=2)
+    assert "`symconv zoo show NAME` shows an operator, `symconv zoo` lists them" in run("zoo", "qqq", code=2)
+    assert "No such option" in run("zoo", "--all", code=2)
 
 
 def test_zoo() -> None:

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -588,6 +589,22 @@ def test_pools_show_their_options(function: Any) -> None:
     assert [*shown][:6] == ["kernel", "input", "kernel_size", "stride", "padding", "dilation"]
     assert defaults == OPTIONS | {"stride": None, "padding_mode": "ignore"}
     assert [*shown][-1] == "operands"
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: sc.pool2d("max(x)", X, 2, 1, 0, 1, True), "pool2d takes (kernel, input, kernel_size, stride, padding"),
+        (lambda: sc.pool2d("max(x)", X, 2, 1, stride=1), "by name, each once, not (kernel, input, kernel_size, 1, str"),
+        (lambda: sc.Pool2d("max(x)", 2, 1, 0, 1, "ignore", None, None, 3), "Pool2d takes (kernel, kernel_size, stride"),
+        (lambda: sc.Pool1d("max(x)"), "missing a required argument: 'kernel_size'"),
+        (lambda: sc.Conv2d("sum(w*x)", 2, 3), "Conv2d takes (kernel, in_channels, out_channels, kernel_size, stride,"),
+    ],
+)
+def test_wrong_numbers_of_arguments_are_told_by_the_names_of_users(call: Any, said: str) -> None:
+    with pytest.raises(sc.ArgumentTypeError, match=re.escape(said)) as caught:
+        call()
+    assert "_" not in str(caught.value).split()[0]
 
 
 def test_layers_show_their_arguments() -> None:
