@@ -126,6 +126,28 @@ def test_gradients_are_shown_as_formulas_are_written(name: str) -> None:
         assert sc.Kernel("\n".join([*declarations, f"sum(v_*(x + {text}))"])) == expected
 
 
+@pytest.mark.parametrize(
+    ("formula", "text", "shown", "latex"),
+    [
+        ("sum(x - x)", "sum(0*x)", "∑(0⋅x)", r"\sum_{c,t} 0"),
+        ("sum(x/x)*max(x)", "max(x)*sum(1 + 0*x)", "max(x)⋅∑(1 + 0⋅x)", r"\left(\max_{c,t} x\right) \sum_{c,t} 1"),
+        ("max(w + dx - dx - w - 1) + sum(x)", "max(-1 + 0*x) + sum(x)", "max(-1 + 0⋅x)", r"\max_{c,t} \left(-1\right)"),
+        ("g: input\nsum(g - g + x)", "g: input\nsum(x + 0*g[c, 0])", "∑(x + 0⋅g[c, 0])", r"\sum_{c,t} x"),
+        ("u = x/x\nsum(x*u)", "u = 1 + 0*x\nsum(u*x)", "u = 1 + 0⋅x", r"u &= 1 \\ y &= \sum_{c,t} u x"),
+        ("u = x/x\nsum((x - u/2)**2)", "u = 1 + 0*x\nsum((x - u/2)**2)", "u = 1 + 0⋅x", r"u &= 1"),
+    ],
+)
+def test_what_cancels_keeps_its_axes_and_can_be_given_back(formula: str, text: str, shown: str, latex: str) -> None:
+    kernel = sc.Kernel(formula)
+    assert kernel.text == text
+    assert shown in printed(kernel, "utf-8")
+    assert shown.replace("∑", "sum").replace("⋅", "*") in printed(kernel, "ascii")
+    assert latex in kernel.latex()
+    assert "spread" not in repr(kernel.gradients())
+    again = sc.Kernel(text)
+    assert (again, again.text, again.signature) == (kernel, text, kernel.signature)
+
+
 def test_gradients_are_found_by_name() -> None:
     gradients = sc.Kernel("p: param = 2\nsum(w*abs(x)**p)").gradients()
     assert gradients["w"] == gradients[sc.w] == abs(sc.x) ** sc.param("p", init=2)

@@ -13,7 +13,7 @@ from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
 
 from ..derive import gradients
-from ..functions import BY_CLASS, FUNCTIONS, where
+from ..functions import BY_CLASS, FUNCTIONS, spread, where
 from ..language.axes import WindowNode
 from ..language.formula import Formula
 from ..language.symbols import TAP_AXES, Access
@@ -67,6 +67,9 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
     def _print_Function(self, expr: sp.Function, exp: str | None = None) -> str:
         return self._window(expr, exp) if isinstance(expr, WindowNode) else str(super()._print_Function(expr, exp))
 
+    def _print_spread(self, expr: sp.Expr) -> str:
+        return str(self._print(expr.args[0]))  # operators show their axes
+
     def _print_where(self, expr: where, exp: str | None = None) -> str:
         cases = str(self._print(_piecewise(expr)))
         return cases if exp is None else rf"\left({cases}\right)^{{{exp}}}"
@@ -94,9 +97,11 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
         args, weight = _arguments(expr)
         shown = [*map(self._print, args)] + ([] if weight is None else [rf"\mathrm{{weight}} = {self._print(weight)}"])
         inside = ", ".join(shown)
-        bare = args[0].is_Symbol or isinstance(args[0], (sp.Abs, sp.Max, sp.Min, sp.Function))
-        if name in _LATEX_SUMS and args[0].is_Mul:
-            bare = not args[0].could_extract_minus_sign() and not args[0].has(sp.Add)
+        first = args[0].args[0] if isinstance(args[0], spread) else args[0]
+        bare = first.is_Symbol or isinstance(first, (sp.Abs, sp.Max, sp.Min, sp.Function))
+        bare = bare or (first.is_Number and first.is_nonnegative)
+        if name in _LATEX_SUMS and first.is_Mul:
+            bare = not first.could_extract_minus_sign() and not first.has(sp.Add)
         bare = bare and _reaches_on(expr)
         return operator.format(axes=axes, over=over, other=other) + (inside if bare else rf"\left({inside}\right)")
 
@@ -123,6 +128,15 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
 
     def _print_Function(self, expr: sp.Function, *args: Any, **kwargs: Any) -> prettyForm:
         return self._window(expr) if isinstance(expr, WindowNode) else super()._print_Function(expr, *args, **kwargs)
+
+    def _print_spread(self, expr: sp.Expr) -> prettyForm:
+        value, *like = expr.args
+        dot = "⋅" if self._use_unicode else "*"
+        terms = [self._print(value)] * (value != 0) + [prettyForm(*self._print(each).left(f"0{dot}")) for each in like]
+        form = terms[0]
+        for term in terms[1:]:
+            form = prettyForm(*form.right(" + ", term))
+        return prettyForm(form.s, form.baseline, binding=prettyForm.ADD)
 
     def _print_where(self, expr: where) -> prettyForm:
         return self._print(_piecewise(expr))
