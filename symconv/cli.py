@@ -212,7 +212,7 @@ def zoo_show(name: str) -> None:
     console.print()
     console.print(operator.formula, markup=False)
     console.print()
-    console.print(pretty(operator.kernel.formula), markup=False)
+    console.print(pretty(operator.kernel.formula, columns=console.width), markup=False)
 
 
 @main.command(cls=_FormulaCommand, epilog=_FORMULA)

@@ -120,6 +120,19 @@ def test_a_narrow_terminal_sees_everything(monkeypatch: pytest.MonkeyPatch, tmp_
         assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("name", ["fast_kan", "generalised_mean", "quantile_pool", "perona_malik", "ssim"])
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_sees_long_formulas(monkeypatch: pytest.MonkeyPatch, name: str, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = run("zoo", "show", name)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = run("zoo", "show", name)
+    formula = sc.zoo.OPERATORS[name].formula
+    assert formula in narrow  # which may be copied
+    assert max(map(len, narrow.replace(formula, "").splitlines())) <= columns < max(map(len, wide.splitlines()))
+    assert sorted(re.sub(r"[\s↪>]", "", narrow)) == sorted(re.sub(r"[\s↪>]", "", wide))
+
+
 def test_doctor_says_all_of_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(backends()["cuda"]), "unavailable", lambda self: "pip install 'symconv[cuda]'")
     assert "pip install 'symconv[cuda]'" in run("doctor", env={"COLUMNS": "200"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from typing import Any
 
 import sympy as sp
@@ -198,17 +199,23 @@ def latex_lines(formula: Formula) -> list[str]:
     return lines
 
 
-def pretty(formula: Formula, name: str | None = None) -> str:
-    """The formula and its partial derivatives as two-dimensional text, with notes on names and on kinks."""
+def pretty(formula: Formula, name: str | None = None, columns: int | None = None) -> str:
+    """The formula and its partial derivatives as two-dimensional text, with notes on names and on kinks.
+
+    Args:
+        formula: the formula.
+        name: shown above it.
+        columns: where to fold what is wider.
+    """
     unicode = _terminal_shows("∑∏∂′")
     before = pretty_use_unicode(unicode)  # SymPy draws some symbols by this switch, whatever the printer's settings
     try:
-        return _pretty(formula, name, unicode)
+        return _pretty(formula, name, unicode, columns)
     finally:
         pretty_use_unicode(before)
 
 
-def _pretty(formula: Formula, name: str | None, unicode: bool) -> str:
+def _pretty(formula: Formula, name: str | None, unicode: bool, columns: int | None) -> str:
     printer = MathPrettyPrinter(unicode)
     d = "∂" if unicode else "d"
     whole = gradients(formula)
@@ -216,14 +223,15 @@ def _pretty(formula: Formula, name: str | None, unicode: bool) -> str:
     parts = [*formula.lines, ("y", formula.result), *named]
     parts += [(f"{d}y/{d}{printer.doprint(operand)}", gradient) for operand, gradient in derivatives.items()]
     width = max(len(label) for label, _ in parts)
-    blocks = [_equation(printer, label.rjust(width), expr) for label, expr in parts]
+    blocks = [_equation(printer, label.rjust(width), expr, columns) for label, expr in parts]
     tall = any("\n" in block for block in blocks)
     head = ([name] if name else []) + [operand.declaration for operand in formula.operands if operand.declaration]
     text = "\n".join(head + [("\n\n" if tall else "\n").join(blocks)])
     notes = [note for note in glossary(whole.values()) if note != GLOSSARY["total"]] + kink_notes(formula)
     if unicode:
         notes = [note.replace("others(e)", "∏′(e)") for note in notes]
-    return text + "".join(f"\n({note})" for note in notes)
+    noted = [f"({note})" for note in notes]
+    return "\n".join([text, *(noted if columns is None else [textwrap.fill(note, columns) for note in noted])])
 
 
 def glossary(expressions: Any) -> list[str]:
@@ -246,9 +254,10 @@ def kink_notes(formula: Formula) -> list[str]:
     return [f"no gradient passes through {', '.join(flat)}: it is 0 by rule"] if flat else []
 
 
-def _equation(printer: MathPrettyPrinter, label: str, expr: sp.Expr) -> str:
-    form = printer._print(expr)
-    text = str(prettyForm(*form.left(f"{label} = ")))
+def _equation(printer: MathPrettyPrinter, label: str, expr: sp.Expr, columns: int | None) -> str:
+    form = prettyForm(*printer._print(expr).left(f"{label} = "))
+    unicode = printer._use_unicode
+    text = str(form.render(wrap_line=columns is not None, num_columns=columns, use_unicode=unicode))
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
