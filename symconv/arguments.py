@@ -34,7 +34,7 @@ class Options:
         dilation: at least 1.
         groups: divides both numbers of channels.
         padding_mode: one of `geometry.PADDING_MODES`.
-        padding_value: for "constant".
+        padding_value: for "constant"; 0 for other modes.
         backend: a backend's name, or "auto".
         fast_math: whether CUDA kernels may use the GPU's own approximations.
     """
@@ -77,7 +77,7 @@ def windows(options: Options, in_channels: int, image_size: tuple[int, ...]) -> 
         ArgumentError, ArgumentTypeError: if an option is none, or does not fit the image.
     """
     rank, mode = len(image_size), options.padding_mode
-    check_padding_mode(mode)
+    check_padding_mode(mode, options.padding_value)
     stride, dilation = per_axis(options.stride, rank, "stride", 1), per_axis(options.dilation, rank, "dilation", 1)
     pairs, nothing = padding_pairs(options.padding, options.kernel_size, stride, dilation), ((0, 0),) * rank
     own = mode in ("ignore", "zeros") or (mode == "constant" and options.padding_value == 0)

@@ -42,6 +42,19 @@ class _Group(click.Group):
             raise _Refused(str(error)) from error
 
 
+class _Zoo(_Group):
+    """Knows what is meant by `zoo NAME`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from .zoo import OPERATORS
+
+            close = difflib.get_close_matches(args[0], [*OPERATORS, *self.commands], n=1)
+            meant = f"zoo show {close[0]}" if close and close[0] in OPERATORS else "zoo show NAME"
+            ctx.fail(f"no command {args[0]!r}; `symconv {meant}` shows an operator, `symconv zoo` lists them")
+        return super().resolve_command(ctx, args)
+
+
 class _FormulaCommand(click.Command):
     """A command whose formula may begin with a minus sign without being taken for an option."""
 
@@ -85,7 +98,7 @@ def _kernel(formula: str, name: str | None = None) -> Any:
 
 @main.command(cls=_FormulaCommand, epilog=_FORMULA)
 @_formula_argument
-@click.option("--backend", default="torch", show_default=True, help="Whose code to show.")
+@click.option("--backend", default="torch", show_default=True, help="Whose code to show; auto: this CPU's.")
 @click.option("--code/--no-code", default=True, show_default=True, help="Show the generated code.")
 @click.option("--latex", is_flag=True, help="Print the mathematics as LaTeX, and nothing else.")
 def show(formula: str, backend: str, code: bool, latex: bool) -> None:
@@ -98,6 +111,7 @@ def show(formula: str, backend: str, code: bool, latex: bool) -> None:
     from .backends.description import operations
     from .lower import lower
 
+    language = backend_named(backend).language  # refused before anything is printed
     console = Console(highlight=False, soft_wrap=True)
     schedule = lower(kernel.formula)
     console.print(str(kernel), markup=False)
@@ -113,7 +127,6 @@ def show(formula: str, backend: str, code: bool, latex: bool) -> None:
     if code:
         source = kernel.source(backend)
         if console.is_terminal:
-            language = backend_named(backend).language
             console.print(Syntax(source, language, theme="ansi_dark", background_color="default"))
         else:
             click.echo(source)
@@ -153,7 +166,7 @@ def check(formula: str, seed: int) -> None:
         raise SystemExit(1)
 
 
-@main.group(invoke_without_command=True)
+@main.group(cls=_Zoo, invoke_without_command=True)
 @click.pass_context
 def zoo(context: click.Context) -> None:
     """List the operators of symconv.zoo; `zoo show NAME` shows one with its gradients."""
@@ -199,7 +212,7 @@ def zoo_show(name: str) -> None:
     console.print()
     console.print(operator.formula, markup=False)
     console.print()
-    console.print(pretty(operator.kernel.formula), markup=False)
+    console.print(pretty(operator.kernel.formula, columns=console.width), markup=False)
 
 
 @main.command(cls=_FormulaCommand, epilog=_FORMULA)

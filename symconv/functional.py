@@ -81,7 +81,7 @@ def conv2d(
         groups: divides both numbers of channels.
         padding_mode: "zeros", "reflect", "replicate", "circular", "constant" (with `padding_value`) or "ignore": a tap
             outside the image leaves the reduction.
-        padding_value: for "constant".
+        padding_value: for "constant"; refused with another mode, unless it is 0.
         backend: "auto" or a backend's name.
         fast_math: let CUDA kernels in float32, float16 and bfloat16 use the GPU's own approximations of exp, log, sin,
             cos and tan, also within sigmoid, softmax and the like: about 21 bits behind the point, so that few digits
@@ -226,7 +226,16 @@ def _pool(
         raise ArgumentTypeError("x was given twice: as input and by its name")
     key = None if is_autocast(input) else function_key(given, options, "pool", rank, kernel, kernel_size, *args)
     output = cached_output(key, {**given, **options} if options else given)
-    return _pool_first(key, rank, kernel, given, kernel_size, *args, **options) if output is None else output
+    if output is not None:
+        return output
+    places = ("stride", "padding", "dilation")
+    if len(args) > len(places) or not options.keys().isdisjoint(places[: len(args)]):
+        shown = ", ".join(["kernel", "input", "kernel_size", *map(repr, args), *(f"{name}=..." for name in options)])
+        raise ArgumentTypeError(
+            f"pool{rank}d takes (kernel, input, kernel_size, {', '.join(places)}) and all else by name, each once, not "
+            f"({shown})"
+        )
+    return _pool_first(key, rank, kernel, given, kernel_size, *args, **options)
 
 
 def _pool_first(

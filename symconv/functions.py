@@ -21,6 +21,7 @@ from typing import Any
 
 import sympy as sp
 import torch
+from sympy.printing.precedence import PRECEDENCE
 
 from .errors import FormulaError
 from .language.symbols import BUILTIN
@@ -185,6 +186,7 @@ custom_grad.partials = staticmethod(lambda f, *rest: (sp.S.Zero, *(s for g in re
 ste = defined("ste", lambda hard, soft: hard)
 ste.partials = staticmethod(lambda hard, soft: (sp.S.Zero, sp.S.One))
 spread = defined("spread", lambda v, *like: v)
+spread.precedence = PRECEDENCE["Add"]  # it is printed as one: 1 + 0*x
 spread.partials = staticmethod(lambda v, *like: (sp.S.One, *(sp.S.Zero for _ in like)))
 detach = defined("detach", lambda z: z)
 detach.partials = staticmethod(none)

@@ -147,10 +147,18 @@ def padding_pairs(
     return tuple((p, p) for p in per_axis(padding, len(kernel_size), "padding", 0))
 
 
-def check_padding_mode(mode: str) -> None:
-    """Refuse an unknown padding mode."""
+def check_padding_mode(mode: str, value: Any) -> None:
+    """Refuse an unknown padding mode, and a value for one that pads with something else.
+
+    As `torch.nn.functional.pad` does; 0 and None say nothing.
+    """
     if mode not in PADDING_MODES:
         raise ArgumentError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, not {mode!r}")
+    if mode != "constant" and value is not None and value != 0:
+        raise ArgumentError(
+            f"padding_value={value!r} is for padding_mode='constant', and padding_mode is {mode!r}, which takes no "
+            "value: give padding_mode='constant', or leave padding_value out"
+        )
 
 
 def check_windows_fit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -177,7 +178,8 @@ class Kernel:
                 f"the name of a kernel is printable text without double quotes and backslashes, not {name!r}"
             )
         if not any(isinstance(each, Operand) and each.operand == x for each in self.formula.expr.free_symbols):
-            raise FormulaError("the formula never uses the input x", self.formula.text)
+            message = f"the formula never uses the input x{_where_x_went(formula, self.formula)}"
+            raise FormulaError(message, self.formula.text)
         self.name = name
         self.init = init
         self.signature = Signature.of(self.formula)
@@ -230,7 +232,7 @@ class Kernel:
         return r"\begin{aligned}" + r" \\ ".join(latex_lines(self.formula)) + r"\end{aligned}"
 
     def source(self, backend: str = "torch") -> str:
-        """The source text that a backend generates for this kernel."""
+        """The source text that a backend generates for this kernel; "auto" is the backend of float32 on this CPU."""
         from .backends import backend as backend_named
 
         return backend_named(backend).source(self)
@@ -298,6 +300,15 @@ _KERNELS: dict[str, Kernel] = {}
 def kernel_of(text: str) -> Kernel:
     """The kernel of a text, without a name; also of a derived one that lacks x."""
     return _KERNELS.get(text) or Kernel.from_formula(parse(text))
+
+
+def _where_x_went(written: object, formula: Formula) -> str:
+    """Why a formula has no x although x was written in it; empty where it was not."""
+    if not isinstance(written, str) or not re.search(r"\bx\b", re.sub("#.*", "", written)):
+        return ""
+    if any(isinstance(each, Operand) and each.operand == x for _, line in formula.lines for each in line.free_symbols):
+        return ": the result is made of none of the lines in which x stands"
+    return f": it cancels, and the result that is left is {formula.text.splitlines()[-1]}"
 
 
 @functools.lru_cache(maxsize=256)

@@ -39,7 +39,12 @@ LONGEST_SHOWN = 100
 
 
 def _formula_first(init: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Let a layer's `__init__` refuse the arguments of PyTorch's layer, in which no formula comes first."""
+    """Let a layer's `__init__` refuse the arguments of PyTorch's layer, in which no formula comes first.
+
+    And too few and too many of them, by the name of the layer.
+    """
+    signature = inspect.signature(init)
+    places = [name for name, each in signature.parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD][1:]
 
     @functools.wraps(init)
     def checked(*args: Arguments.args, **options: Arguments.kwargs) -> None:
@@ -53,6 +58,12 @@ def _formula_first(init: Callable[Arguments, None]) -> Callable[Arguments, None]
             raise ArgumentTypeError(
                 f"the first argument of {name} is the formula, not {given[0]!r}: write {name}({', '.join(shown)})"
             )
+        try:
+            signature.bind(*args, **options)
+        except TypeError as error:
+            raise ArgumentTypeError(
+                f"{type(layer).__name__} takes ({', '.join(places)}) and all else by name: {error}"
+            ) from None
         init(*args, **options)
 
     return checked
@@ -116,7 +127,7 @@ class Layer(nn.Module):
         padding = options.padding
         padding_pairs(padding, options.kernel_size, stride, dilation)  # refuse it now, not at the first call
         padding = padding if isinstance(padding, str) else per_axis(padding, self.rank, "padding", 0)
-        check_padding_mode(options.padding_mode)
+        check_padding_mode(options.padding_mode, options.padding_value)
         if options.backend != "auto":
             backend_named(options.backend)
         check_fast_math(options.fast_math)
@@ -149,6 +160,22 @@ class Layer(nn.Module):
         if signature is not None and name in signature.numbers:
             value = check_number(signature, name, value)
         super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Layer:
+        """Convert the parameters, as `to(memory_format=torch.channels_last)` asks and all that converts a module.
+
+        PyTorch gives the memory format to whatever has four or five axes.  A bank gets it weight by weight, and what
+        has neither the axes of a weight nor those of a bank keeps its own.
+        """
+
+        def converted(tensor: Tensor) -> Tensor:
+            more = tensor.dim() - (self.rank + 2)
+            if more == 1:
+                return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2])
+            return fn(tensor.flatten()).reshape(tensor.shape) if more and tensor.dim() > 3 else fn(tensor)
+
+        super()._apply(converted, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _check_free(self, name: str) -> None:
         """Refuse a name that an attribute of the layer has."""
@@ -432,7 +459,7 @@ class Conv2d(Conv):
         bias: None: the formula decides; True adds `+ b` to one without it, False leaves it out.
         padding_mode: "zeros", "reflect", "replicate", "circular", "constant" (with `padding_value`) or "ignore": a tap
             outside the image leaves the reduction.
-        padding_value: for "constant".
+        padding_value: for "constant"; refused with another mode, unless it is 0.
         init: how weights are filled: a name of `torch.nn.init` such as "zeros", or a function of a tensor.  By default
             what the kernel names, else Kaiming-uniform.
         backend: "auto" or a backend's name.

@@ -45,6 +45,17 @@ def test_show() -> None:
     assert "logsumexp" in run("show", "--no-code", "-", input="beta: const = 5\nlogsumexp(beta*(x + w))/beta\n")
 
 
+def test_show_for_the_backend_of_this_cpu() -> None:
+    from symconv.backends import choose
+
+    automatic = choose("auto", torch.device("cpu"), torch.float32)
+    shown = run("show", "--backend", "auto", "sum(w*x)")
+    assert shown == run("show", "--backend", automatic, "sum(w*x)")
+    assert sc.Kernel("sum(w*x)").source("auto") == sc.Kernel("sum(w*x)").source(automatic)
+    refused = run("show", "--backend", "gpu", "sum(w*x)", code=1)
+    assert refused.startswith("error: backend must be 'auto' or one of")
+
+
 def test_backends_name_the_language_of_their_source() -> None:
     for backend in backends().values():
         assert get_lexer_by_name(backend.language).name in ("Python", "C++", "CUDA")
@@ -107,6 +118,19 @@ def test_a_narrow_terminal_sees_everything(monkeypatch: pytest.MonkeyPatch, tmp_
         assert max(map(len, told[name].splitlines()[1:])) <= columns
     for text in (told["-h"], told["cache -h"], run("check", "max(x + w)")):  # click's runner has 80 columns
         assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["fast_kan", "generalised_mean", "quantile_pool", "perona_malik", "ssim"])
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_narrow_terminal_sees_long_formulas(monkeypatch: pytest.MonkeyPatch, name: str, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = run("zoo", "show", name)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    narrow = run("zoo", "show", name)
+    formula = sc.zoo.OPERATORS[name].formula
+    assert formula in narrow  # which may be copied
+    assert max(map(len, narrow.replace(formula, "").splitlines())) <= columns < max(map(len, wide.splitlines()))
+    assert sorted(re.sub(r"[\s↪>]", "", narrow)) == sorted(re.sub(r"[\s↪>]", "", wide))
 
 
 def test_doctor_says_all_of_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,14 +238,17 @@ def test_a_standalone_layer_gives_the_same_numbers(tmp_path: Path, name: str, mo
     path = tmp_path / f"{name}.py"
     run("generate", EJECTED[name], "-o", str(path), "--name", "Ejected")
     options = {"kernel_size": (3, 2), "stride": (1, 2), "padding": 1, "groups": 2, "padding_mode": mode}
+    options |= {"padding_value": 0.5} if mode == "constant" else {}
     with pytest.warns() if mode == "zeros" else pytest.MonkeyPatch.context():
-        ours = sc.Conv2d(sc.Kernel(EJECTED[name]), 4, 6, dtype=torch.float64, padding_value=0.5, **options)
-    theirs = imported(path).Ejected(4, 6, dtype=torch.float64, padding_value=0.5, **options)
+        ours = sc.Conv2d(sc.Kernel(EJECTED[name]), 4, 6, dtype=torch.float64, **options)
+    theirs = imported(path).Ejected(4, 6, dtype=torch.float64, **options)
     theirs.load_state_dict(ours.state_dict())
     windows = f"kernel_size=(3, 2), stride=(1, 2), dilation=(1, 1), padding=((1, 1), (1, 1)), padding_mode={mode!r}"
     assert f"4, 6, groups=2, {windows}" in repr(theirs)
     with pytest.raises(TypeError, match="positional"):  # there is no `bias` before `padding_mode`: it is the formula's
         imported(path).Ejected(4, 6, 3, 1, 0, 1, 1, False)
+    with pytest.raises(ValueError, match=r"padding_value=0\.5 is for padding_mode='constant', not 'reflect'"):
+        imported(path).Ejected(4, 6, 3, padding_mode="reflect", padding_value=0.5)
     for x in (random(2, 4, 5, 6), random(4, 5, 6)):
         same_values_and_gradients(ours, theirs, (x,))
     x = random(2, 4, 5, 6)
@@ -242,6 +269,13 @@ def test_a_standalone_layer_with_further_inputs(tmp_path: Path) -> None:
     x, g, k, q = (torch.randn(2, channels, 5, 6) for channels in (2, 3, 9, 2))
     torch.testing.assert_close(theirs(x, g, k, q), ours(x, g=g, k=k, q=q))
     torch.testing.assert_close(theirs(x[0], g[0], k[0], q[0]), ours(x, g=g, k=k, q=q)[0])
+
+
+@pytest.mark.parametrize("name", ["adder", "addr"])
+def test_zoo_says_how_an_operator_is_shown(name: str) -> None:
+    assert f"no command '{name}'; `symconv zoo show adder` shows an operator" in run("zoo", name, code=2)
+    assert "`symconv zoo show NAME` shows an operator, `symconv zoo` lists them" in run("zoo", "qqq", code=2)
+    assert "No such option" in run("zoo", "--all", code=2)
 
 
 def test_zoo() -> None:

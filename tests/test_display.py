@@ -74,6 +74,46 @@ def test_latex(formula: str, parts: list[str]) -> None:
     assert kernel._repr_latex_() == rf"$\displaystyle {kernel.latex()}$"
 
 
+@pytest.mark.parametrize(
+    ("formula", "value"),
+    {
+        "max(x)*max(w)": r"\left(\max_{c,t} w\right) \max_{c,t} x",
+        "g: input\nstd(g)*std(x)": r"\left(\operatorname*{std}_{c,t} g\right) \operatorname*{std}_{c,t} x",
+        "sum(x)*sum(w)": r"\left(\sum_{c,t} w\right) \sum_{c,t} x",
+        "sum(x*sum(w))": r"\sum_{c,t} x \sum_{c,t} w",
+        "sum(w*x)*max(x + w)": r"\left(\max_{c,t} \left(x + w\right)\right) \sum_{c,t} w x",
+        "max(w*x)": r"\max_{c,t} \left(w x\right)",
+        "2*max(x)**2*mean(x)": r"2 \left(\max_{c,t} x\right)^{2} \operatorname*{mean}_{c,t} x",
+        "std(x)/(mean(x)*N)": r"\frac{\operatorname*{std}_{c,t} x}{N \operatorname*{mean}_{c,t} x}",
+        "sum(w*softmax(x))": r"\sum_{c,t} w \operatorname*{softmax}_{c,t} x",
+        "sum(softmax(w)*softmax(x))": r"\sum_{c,t} \left(\operatorname*{softmax}_{c,t} w\right) "
+        r"\operatorname*{softmax}_{c,t} x",
+        "max(x*softmax(w))": r"\max_{c,t} \left(x \operatorname*{softmax}_{c,t} w\right)",
+        "sum(max(x, dim=t)*max(w, dim=t), dim=c)": r"\sum_{c} \left(\max_{t} w\right) \max_{t} x",
+        "norm(x)*norm(w)": r"\left\lVert w \right\rVert \left\lVert x \right\rVert",
+        "quantile(x, 0.5)*max(w)": r"\left(\max_{c,t} w\right) \operatorname*{quantile}_{c,t} \left(x, 0.5\right)",
+        "mean(x, weight=w)": r"\operatorname*{mean}_{c,t} \left(x, \mathrm{weight} = w\right)",
+        "sum(cov(x, w, weight=w + 1, dim=t), dim=c)": r"\sum_{c} \operatorname*{cov}_{t} "
+        r"\left(x, w, \mathrm{weight} = w + 1\right)",
+        "sum(where(x > 0, x, 1)*where(x > 0, 1, x))": r"\sum_{c,t} \left(\begin{cases} 1 & \text{for}\: x > 0 \\x & "
+        r"\text{otherwise} \end{cases}\right) \begin{cases} x & \text{for}\: x > 0 \\1 & \text{otherwise} \end{cases}",
+        "sum(where(x > 0, x, 1)**2)": r"\sum_{c,t} \left(\left(\begin{cases} x & \text{for}\: x > 0 \\1 & "
+        r"\text{otherwise} \end{cases}\right)^{2}\right)",
+    }.items(),
+)
+def test_latex_tells_how_far_an_operator_reaches(formula: str, value: str) -> None:
+    shown = sc.Kernel(formula).latex().replace(r"u_{1} &=", r"\frac").partition(r" \\ \frac")[0]
+    assert shown == rf"\begin{{aligned}}y &= {value}"
+
+
+def test_latex_of_a_derivative_tells_it_too() -> None:
+    of_maxima, of_mean = sc.Kernel("max(x)*max(w)").latex(), sc.Kernel("mean(x, weight=w)").latex()
+    assert r"{\partial x} &= \mathbf{1}_{\operatorname{argmax}} \left(x\right) \max_{c,t} w \\" in of_maxima
+    assert of_mean.endswith(
+        r"&= \frac{x - \operatorname*{mean}_{c,t} \left(x, \mathrm{weight} = w\right)}{\sum_{c,t} w}\end{aligned}"
+    )
+
+
 @pytest.mark.parametrize("name", [each for each in dir(sc.zoo) if isinstance(getattr(sc.zoo, each), sc.Kernel)])
 def test_gradients_are_shown_as_formulas_are_written(name: str) -> None:
     """What is printed is read back, and is the same."""
@@ -84,6 +124,28 @@ def test_gradients_are_shown_as_formulas_are_written(name: str) -> None:
         expected = sc.Kernel(sc.sum(sc.weight("v_") * (sc.x + derivative)))
         declarations = [each.declaration for each in expected.formula.operands if each.declaration]
         assert sc.Kernel("\n".join([*declarations, f"sum(v_*(x + {text}))"])) == expected
+
+
+@pytest.mark.parametrize(
+    ("formula", "text", "shown", "latex"),
+    [
+        ("sum(x - x)", "sum(0*x)", "∑(0⋅x)", r"\sum_{c,t} 0"),
+        ("sum(x/x)*max(x)", "max(x)*sum(1 + 0*x)", "max(x)⋅∑(1 + 0⋅x)", r"\left(\max_{c,t} x\right) \sum_{c,t} 1"),
+        ("max(w + dx - dx - w - 1) + sum(x)", "max(-1 + 0*x) + sum(x)", "max(-1 + 0⋅x)", r"\max_{c,t} \left(-1\right)"),
+        ("g: input\nsum(g - g + x)", "g: input\nsum(x + 0*g[c, 0])", "∑(x + 0⋅g[c, 0])", r"\sum_{c,t} x"),
+        ("u = x/x\nsum(x*u)", "u = 1 + 0*x\nsum(u*x)", "u = 1 + 0⋅x", r"u &= 1 \\ y &= \sum_{c,t} u x"),
+        ("u = x/x\nsum((x - u/2)**2)", "u = 1 + 0*x\nsum((x - u/2)**2)", "u = 1 + 0⋅x", r"u &= 1"),
+    ],
+)
+def test_what_cancels_keeps_its_axes_and_can_be_given_back(formula: str, text: str, shown: str, latex: str) -> None:
+    kernel = sc.Kernel(formula)
+    assert kernel.text == text
+    assert shown in printed(kernel, "utf-8")
+    assert shown.replace("∑", "sum").replace("⋅", "*") in printed(kernel, "ascii")
+    assert latex in kernel.latex()
+    assert "spread" not in repr(kernel.gradients())
+    again = sc.Kernel(text)
+    assert (again, again.text, again.signature) == (kernel, text, kernel.signature)
 
 
 def test_gradients_are_found_by_name() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import itertools
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -36,6 +38,32 @@ def test_padding_modes_equal_torch(backend: str, mode: str, rank: int, padding: 
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 2, *(6, 5, 4)[:rank])
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular", "ignore"])
+def test_only_constant_padding_has_a_value(mode: str) -> None:
+    x, w = random(1, 4, 5, 5), random(2, 4, 3, 3)
+    given = {"padding": 1, "padding_mode": mode}
+    layer, pool = sc.Conv2d(LINEAR, 4, 2, 3, **given), sc.Pool2d("mean(x)", 2, **given)
+    calls: list[Any] = [
+        functools.partial(sc.conv2d, "sum(w*x)", x, w, **given),
+        functools.partial(sc.pool2d, "mean(x)", x, 2, **given),
+        functools.partial(sc.Conv2d, LINEAR, 4, 2, 3, **given),
+        functools.partial(sc.Pool2d, "mean(x)", 2, **given),
+    ]
+    why = (
+        rf"padding_value=.*0\.5.* is for padding_mode='constant', and padding_mode is '{mode}'.*or leave padding_value"
+    )
+    for call, value in itertools.product(calls, (0.5, torch.tensor(0.5), np.float64(-0.5))):
+        call(padding_value=0 * value)
+        with pytest.raises(sc.ArgumentError, match=why):
+            call(padding_value=value)
+    for each in (layer.double(), pool):
+        each.padding_value = 0.5
+        with pytest.raises(sc.ArgumentError, match=why):
+            each(x)
+        each.padding_mode = "constant"
+        each(x)
 
 
 def test_constant_padding(backend: str) -> None:
@@ -563,6 +591,22 @@ def test_pools_show_their_options(function: Any) -> None:
     assert [*shown][-1] == "operands"
 
 
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: sc.pool2d("max(x)", X, 2, 1, 0, 1, True), "pool2d takes (kernel, input, kernel_size, stride, padding"),
+        (lambda: sc.pool2d("max(x)", X, 2, 1, stride=1), "by name, each once, not (kernel, input, kernel_size, 1, str"),
+        (lambda: sc.Pool2d("max(x)", 2, 1, 0, 1, "ignore", None, None, 3), "Pool2d takes (kernel, kernel_size, stride"),
+        (lambda: sc.Pool1d("max(x)"), "missing a required argument: 'kernel_size'"),
+        (lambda: sc.Conv2d("sum(w*x)", 2, 3), "Conv2d takes (kernel, in_channels, out_channels, kernel_size, stride,"),
+    ],
+)
+def test_wrong_numbers_of_arguments_are_told_by_the_names_of_users(call: Any, said: str) -> None:
+    with pytest.raises(sc.ArgumentTypeError, match=re.escape(said)) as caught:
+        call()
+    assert "_" not in str(caught.value).split()[0]
+
+
 def test_layers_show_their_arguments() -> None:
     assert [*inspect.signature(sc.Conv2d).parameters][:4] == ["kernel", "in_channels", "out_channels", "kernel_size"]
     assert [*inspect.signature(sc.Pool3d).parameters][:3] == ["kernel", "kernel_size", "stride"]
@@ -686,6 +730,48 @@ def test_memory_layouts(backend: str) -> None:
     assert negated.is_neg()
     for _ in range(2):
         torch.testing.assert_close(sc.conv2d("sum(w*x)", negated, w, backend=backend), F.conv2d(-x, w))
+
+
+@pytest.mark.parametrize(
+    ("rank", "memory_format"),
+    [(1, torch.channels_last), (1, torch.channels_last_3d), (2, torch.channels_last), (3, torch.channels_last_3d)],
+)
+def test_layers_take_the_memory_formats_that_convolutions_of_torch_take(
+    backend: str, rank: int, memory_format: Any
+) -> None:
+    """PyTorch gives the format to what has four or five axes, of which banks have one more than their weights."""
+    kind = (sc.Conv1d, sc.Conv2d, sc.Conv3d)[rank - 1]
+    text = """
+        s: weight[2]
+        p: param[c, t, positive] = 2
+        q: param[o, t]
+        r: param[o, c, t]
+        sum(w*x + s[0]*x*p*r + s[1]*q)"""
+    layer = kind(text, 2, 3, (3, 2, 3)[:rank], dtype=torch.float64, backend=backend)
+    theirs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1](2, 3, (3, 2, 3)[:rank]).to(memory_format=memory_format)
+    x = torch.randn(2, 2, *(5, 4, 6)[:rank], dtype=torch.float64)
+    layer.s.grad = torch.randn_like(layer.s)
+    expected, before, slope = layer(x), copy.deepcopy(layer.state_dict()), layer.s.grad.clone()
+    network = nn.Sequential(layer).to(memory_format=memory_format)
+    for weight in (layer.weight, layer.r, *layer.s, *layer.s.grad):
+        assert weight.stride() == theirs.weight.stride()
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert torch.equal(layer.s.grad, slope)
+    torch.testing.assert_close(network(x), expected)
+    assert network.to(torch.float32).to("cpu")[0].s.stride() == layer.s.stride()
+    assert [parameter.shape for parameter in layer.to_empty(device="meta").parameters()] == [
+        value.shape for value in before.values()
+    ]
+
+
+def test_layers_refuse_the_memory_formats_that_convolutions_of_torch_refuse() -> None:
+    text = "s: weight[2]\nsum(s[0]*x + s[1])"
+    flat, deep = (nn.Conv2d(2, 3, 3), sc.Conv2d(text, 2, 3, 3)), (nn.Conv3d(2, 3, 3), sc.Conv3d(text, 2, 3, 3))
+    for layers, memory_format in ((flat, torch.channels_last_3d), (deep, torch.channels_last)):
+        for layer in layers:
+            with pytest.raises(RuntimeError, match="required rank"):
+                layer.to(memory_format=memory_format)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..kernel import Kernel
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+#: The device and dtype for which "auto" stands where there are no tensors.
+TYPICAL = torch.device("cpu"), torch.float32
 
 
 class Compiled(Protocol):
@@ -95,11 +97,13 @@ def backends() -> dict[str, Backend]:
 
 
 def backend(name: str) -> Backend:
-    """The backend called `name`.
+    """The backend called `name`; of "auto" the one that runs float32 on this CPU.
 
     Raises:
         ArgumentError: if there is none.
     """
+    if name == "auto":
+        name = choose(name, *TYPICAL)
     if (found := backends().get(name)) is None:
         raise ArgumentError(f"backend must be 'auto' or one of {', '.join(map(repr, backends()))}, not {name!r}")
     return found

@@ -28,6 +28,8 @@ from .symbols import BUILTIN, TAP_AXES, Access, Operand, indexed
 MAX_DEPTH, MAX_SIZE, MAX_EXPONENT = 64, 5_000, 100
 #: What people write for operands, as they are called elsewhere.
 MEANT = {"input": "x", "X": "x", "weight": "w", "W": "w", "bias": "b", "B": "b"}
+#: And for functions.
+MEANT_FUNCTIONS = {"ln": "log", "avg": "mean", "average": "mean", "cosine": "cos", "sine": "sin", "power": "pow"}
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,24 @@ class Expressions:
             raise self.error(node.value, f"{self.source(node.value)} takes no index; only inputs and weights do")
         self.used.setdefault(operand, self.span(node))
         items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        self.check_index(node, operand)
         try:
             value = indexed(operand, tuple(self.value(item).expr for item in items))
         except FormulaError as error:
             raise (error if error.span else self.error(node, error.message)) from None
         pixels = value.labels if isinstance(value, Access) and value.shift is None else ()
         return Term(value, dict.fromkeys(value.labels, self.span(node)), pixels=frozenset(pixels))
+
+    def check_index(self, node: ast.Subscript, operand: Operand) -> None:
+        """Refuse a name in an index that has no value, as a number of a bank has outside of Sum."""
+        known = {*self.lines, *self.operands, *self.bound, *CONSTANTS}
+        for each in ast.walk(node.slice):
+            if isinstance(each, ast.Name) and each.id not in known:
+                use = f"an index is [channel, tap], such as {operand.name}[c, 0]"
+                if operand.bank is not None:
+                    use = f"Sum(..., ({each.id}, 0, {operand.bank - 1})) adds up over all {operand.bank} weights of "
+                    use += operand.name
+                raise self.error(each, f"the index {each.id!r} has no value; {use}")
 
     def parse_UnaryOp(self, node: ast.UnaryOp) -> Term:
         value = self.value(node.operand)
@@ -339,7 +353,9 @@ class Expressions:
     def check_arity(self, node: ast.Call, name: str, least: int, most: int) -> None:
         if not least <= len(node.args) <= most:
             allowed = f"{least}" if least == most else f"{least} to {most}"
-            raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}")
+            of_one = {"maximum": "max", "minimum": "min"}.get(name) if len(node.args) == 1 else None
+            hint = f"; over the window it is {of_one}(...)" if of_one else ""
+            raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}{hint}")
 
     def spread(self, value: Term) -> Term:
         """The value with the axes that SymPy has simplified away: x - x is 0, and still there are N of them."""
@@ -400,7 +416,12 @@ class Expressions:
         return names.get(type(node).__name__, f"{type(node).__name__!r}")
 
     def unknown(self, node: ast.expr, name: str, known: list[str], what: str = "name") -> FormulaError:
-        close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        meant = (MEANT_FUNCTIONS if what == "function" else MEANT).get(name)
+        # ReLU is relu; of names that differ only in their case, Sum and sum, the one in lower case.
+        spelled = {each.lower(): each for each in sorted(known)}
+        close = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        if not meant and name.lower() in spelled:
+            close = [spelled[name.lower()]]
         hint = f"did you mean {close[0]!r}?" if close else f"declare it in a line of its own, {name}: param = 1"
         if what == "function" and not close:
             hint = f"the functions are {', '.join(known)}"

@@ -48,6 +48,10 @@ class TextPrinter(SourcePrinter):
         over = [] if expr.dims == TAP_AXES else [f"dim={''.join(expr.dims)}"]
         return f"{record.name}({', '.join([*map(self._print, args), *over, *weight])})"
 
+    def _print_spread(self, expr: sp.Expr) -> str:
+        value, *like = expr.args
+        return " + ".join([self._print(value)] * (value != 0) + [f"0*{self._print(each)}" for each in like])
+
     def _print_Abs(self, expr: sp.Abs) -> str:
         return f"abs({self._print(oriented(expr.args[0]))})"
 
