@@ -111,10 +111,7 @@ class Accumulators(Protocol):
         """The running mean of a tap value (Welford), which for a constant is that constant."""
 
     def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """The maximum, made finite, and the sum of exp(value - maximum)."""
-
-    def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        """The same as `exponentials`, or where a sum shares the exponentials from a maximum first, then a sum."""
+        """The maximum, made finite, and the sum of exp(value - maximum): at once, or one after the other."""
 
     def first_rank(self, value: sp.Expr, rank: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
         """The value of a rank, counted from 0 for the smallest, and the scan position of the first tap that has it."""

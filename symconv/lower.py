@@ -106,7 +106,8 @@ class _Lowering:
 
     def __init__(self, formula: Formula, lift: bool) -> None:
         self.formula = formula
-        self.weighs_sums = weighs_sums(formula.expr)
+        #: Less work than a running maximum, but one sweep more, which where there are filters costs GPUs too much.
+        self.maximum_first = weighs_sums(formula.expr) or not any("o" in each.axes for each in formula.operands)
         self.accumulators: list[Accumulator] = []
         self.counts: dict[sp.Symbol, Domain] = {}
         self._known: dict[tuple[object, ...], Accumulator] = {}
@@ -243,12 +244,8 @@ class _Along:
         return own._yield(MEAN, value)[0]
 
     def exponentials(self, value: sp.Expr) -> tuple[sp.Expr, ...]:
-        return self._yield(EXPONENTIALS, value)
-
-    def shares(self, value: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
-        if not self.lowering.weighs_sums:
-            peak, total = self.exponentials(value)
-            return peak, total
+        if not self.lowering.maximum_first:
+            return self._yield(EXPONENTIALS, value)
         peak = finite(self.first_max(value)[0])
         return peak, self.sum(sp.exp(less(value, peak)))
 

@@ -180,7 +180,7 @@ def _lower_logsumexp(acc: Accumulators, e: sp.Expr) -> sp.Expr:
 
 
 def _lower_softmax(acc: Accumulators, e: sp.Expr) -> sp.Expr:
-    peak, total = acc.shares(e)
+    peak, total = acc.exponentials(e)
     # The peak goes first: together with the logarithm it would round the shares of large values.  One exponential of
     # it all has a logarithm that stays finite where the share underflows.
     return sp.exp(less(e, peak) - shift(sp.log(total)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import symconv as sc
-from symconv.accumulators import EXPONENTIALS, MEAN, SUM
+from symconv.accumulators import EXPONENTIALS, MAX, MEAN, SUM
 from symconv.geometry import Geometry
 from symconv.keep import merged
 from symconv.language.axes import Value
@@ -105,9 +105,9 @@ def test_gradients_divide_by_the_sum_of_exponentials(formula: str) -> None:
 @pytest.mark.parametrize(
     "formula",
     [
-        "logsumexp(x) + sum(x*softmax(x))",
+        "logsumexp(x) + sum(x*softmax(x)) + b",
         "logsumexp(x*w) - sum(x*softmax(x*w))",  # softmax comes first
-        "norm(softmax(x))",
+        "norm(softmax(x)) + b",
         "sum(w*softmax(x)**2)",
         "sum(x*softmax(x*w, dim=t))",
     ],
@@ -116,6 +116,13 @@ def test_softmax_accumulates_exponentials_where_no_sum_shares_them(formula: str)
     first, second = lower(sc.Kernel(formula).formula).forward
     assert [each.kind for each in first.accumulators] == [EXPONENTIALS]
     assert [each.kind for each in second.accumulators] == [SUM]
+
+
+@pytest.mark.parametrize("formula", ["logsumexp(x)", "logsumexp(x) + sum(x*softmax(x))", "norm(softmax(x))"])
+def test_without_filters_a_maximum_goes_before_its_exponentials(formula: str) -> None:
+    first, *later = lower(sc.Kernel(formula).formula).forward
+    assert [each.kind for each in first.accumulators] == [MAX]
+    assert {each.kind for sweep in later for each in sweep.accumulators} == {SUM}
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp", "cuda-emu"])
