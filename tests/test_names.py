@@ -106,6 +106,21 @@ def test_names_that_look_like_several_others(backend: str, text: str) -> None:
     torch.testing.assert_close(computed("g", "h", "g_h"), computed("g", "h", "k"))
 
 
+def test_parameters_at_the_channels_of_other_inputs(backend: str) -> None:
+    """What is packed of h for the channels of g is not what is packed of g_h for those of x."""
+
+    def computed(h: str, other: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        given = {"g": random(1, 2, 4, 4), h: random(2), other: random(2)}
+        tensors = [each.requires_grad_() for each in (random(1, 3, 4, 4), random(2, 3, 2, 2), *given.values())]
+        text = f"g: input\n{h}: param[o]\n{other}: param[o]\nsum(w*x) + sum(exp({h}*g)) + sum(exp({other}*x))"
+        text += f" + sum(g*exp({h}*dx)) + sum(x*exp({other}*dx))"
+        y = sc.conv2d(text, *tensors[:2], backend=backend, **given)
+        return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+    torch.testing.assert_close(computed("h", "g_h"), computed("p", "q"))
+
+
 def test_no_two_domains_have_the_same_name() -> None:
     names = ["g", "h", "g_h", "h_i", "i", "g_0h", "c_g", "t", "_g", "g_", "2".join("ab")]
     groups = [(), *((name,) for name in names), *itertools.combinations(names, 2), *itertools.combinations(names, 3)]
