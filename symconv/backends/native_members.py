@@ -7,7 +7,6 @@ member per symbol, which knows by itself how its operand lies: every call in a s
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import sympy as sp
@@ -95,8 +94,7 @@ class Members:
     # -- What is read ------------------------------------------------------------------------------------------------
 
     def identifier(self, symbol: sp.Symbol) -> str:
-        # A place that only has a gradient is read nowhere, and so has no name yet: x[o, 0] becomes x_o_0_.
-        return identifier(self.printer.names.get(symbol) or re.sub(r"\W+", "_", symbol.name))
+        return identifier(self.printer.names.get(symbol, symbol.name))
 
     def read(self, symbol: sp.Symbol, where: Domain) -> str:
         """The call that reads a symbol at a place of a domain."""
