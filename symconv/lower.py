@@ -257,7 +257,7 @@ class _Along:
 
     def count(self, *like: sp.Expr) -> sp.Expr:
         name, counted = self._named("count", like)
-        symbol = sp.Symbol(name, positive=True)
+        symbol = sp.Symbol(name, nonnegative=True)  # 0 of a window that lies outside the image
         self.lowering.counts[symbol] = counted
         return symbol
 

@@ -195,6 +195,13 @@ def test_a_window_without_taps_gives_the_identity(backend: str, formula: str) ->
     assert grad.tolist() == [[[0.0, 0.0]]]
 
 
+def test_a_window_without_taps_counts_none(backend: str) -> None:
+    x = torch.tensor([[[1.0, 2.0]]], dtype=torch.float64)
+    options = {"kernel_size": 1, "out_channels": 1, "padding": 1, "padding_mode": "ignore", "backend": backend}
+    for text in ("where(total(1, x) == 0, 7, mean(x))", "where(total(1, x) > 0, sum(x), 7)"):
+        assert sc.conv1d(text, x, **options).flatten().tolist() == [7.0, 1.0, 2.0, 7.0]
+
+
 def test_ignored_taps_do_not_count(backend: str) -> None:
     x = torch.tensor([[[1.0, 2.0, 6.0]]], dtype=torch.float64)
     for formula, expected in {
