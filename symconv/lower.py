@@ -299,7 +299,7 @@ def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
         condition, value, otherwise = expr.args
         numbers = like is not None and value.is_number and otherwise.is_number
         return choice(condition, typed(value, like), otherwise) if numbers else expr
-    if isinstance(expr, Pointwise) and len(expr.args) > 1 and not isinstance(expr, (power, typed)):
+    if isinstance(expr, (Pointwise, sp.atan2)) and len(expr.args) > 1 and not isinstance(expr, (power, typed)):
         return expr.func(*(typed(argument, like) if argument.is_number else argument for argument in expr.args))
     return expr
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import pi
+
 import pytest
 import torch
 from oracles import random
@@ -155,6 +157,22 @@ def test_power_at_zero(backend: str) -> None:
     assert window("prod(abs(x)**w)", [0.0, 2.0], backend, [2.0, 3.0]) == (0.0, [0.0, 0.0], [0.0, 0.0])
     assert window("sum(x**w)", [0.0], backend, [0.0])[1:] == ([0.0], [0.0])
     assert window("d: const = 3\nsum(x)**d", [-2.0], backend)[:2] == (-8.0, [12.0])
+
+
+def test_whole_numbers_of_more_than_64_bits(backend: str) -> None:
+    assert window("sum(x*2**70)", [1.0], backend) == (2.0**70, [2.0**70], None)
+    assert window("sum(x*2**-90 - x/2**80)", [1.0], backend) == (2.0**-90 - 2.0**-80, [2.0**-90 - 2.0**-80], None)
+    assert window("max(max(min(x, 3**50), -2**64))", [-inf], backend)[0] == -(2.0**64)
+    assert window("sum(x*(2**70 + 1)/(2**71 + 1))", [3.0], backend)[:2] == (1.5, [0.5])
+
+
+@pytest.mark.parametrize(
+    ("formula", "value", "slope"),
+    [("atan2(x, -1)", 3 * pi / 4, -0.5), ("atan2(1, x)", pi / 4, -0.5), ("atan2(0, -x)", pi, 0.0)],
+)
+def test_the_angle_of_a_number(backend: str, formula: str, value: float, slope: float) -> None:
+    found, (gradient,), _ = window(f"sum({formula})", [1.0], backend)
+    assert (found, gradient) == pytest.approx((value, slope))
 
 
 def test_clip_passes_gradient_at_its_bounds_as_torch(backend: str) -> None:
