@@ -382,6 +382,13 @@ BY_SYMPY_CLASS: dict[type[sp.Basic], Function] = {
 }
 
 
+#: Functions that are infinite or NaN at some finite arguments, as powers may be.
+UNBOUNDED: tuple[Any, ...] = (
+    *(sp.log, sp.exp, sp.tan, sp.sinh, sp.cosh, sp.asin, sp.acos, sp.oo),
+    *(power, power_slope, power_log, expm1, log1p, xlogx),
+)
+
+
 def with_slopes(value: sp.Expr, slopes: Any = None, /, **named: sp.Expr) -> sp.Expr:
     """An expression with partial derivatives by choice: `custom_grad(f, x=..., w=...)`.
 

@@ -118,6 +118,23 @@ def test_where_leaks_nothing_from_the_other_branch(backend: str) -> None:
     assert window("a = 1/x\nsum(where(x == 0, x, a))", [2.0, 0.0], backend)[:2] == (0.5, [-0.25, 1.0])
     value, grad, _ = window("r = sum(x)\nwhere(r > 0, log(r), r)", [-1.0, 0.0], backend)
     assert (value, grad) == (-1.0, [1.0, 1.0])
+    # Nor from taps, where the branch is one of the window.
+    assert window("where(min(x) > 0, sum(log(x)), 0)", [1.0, 0.0], backend)[:2] == (0.0, [0.0, 0.0])
+    assert window("m = max(x)\nwhere(m < 80, log(sum(exp(x))), m)", [1.0, 1e3], backend)[:2] == (1e3, [0.0, 1.0])
+    text = "m = min(x)\nwhere(m > 0, sum(log(x)), m)*2 + where(m > 0, norm(1/x), 1)"
+    assert window(text, [1.0, 0.0], backend)[:2] == (1.0, [0.0, 2.0])
+    text = "sum(where(min(x, dim=t) > 0, exp(mean(log(x), dim=t)), 0), dim=c)"
+    assert window(text, [1.0, 0.0], backend)[:2] == (0.0, [0.0, 0.0])
+
+
+def test_where_leaks_nothing_into_second_derivatives(backend: str) -> None:
+    for values, expected in ([1.0, 4.0], [-0.25, 0.0625]), ([1.0, 0.0], [0.0, 0.0]):
+        x = torch.tensor([[values]], dtype=torch.float64, requires_grad=True)
+        text = "where(min(x) > 0, exp(mean(log(x))), 0)"
+        y = sc.conv1d(text, x, kernel_size=2, out_channels=1, backend=backend)
+        (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(grad @ torch.tensor([1.0, 2.0], dtype=x.dtype), x, torch.ones(1, 1).to(x))
+        torch.testing.assert_close(second.flatten(), torch.tensor(expected, dtype=x.dtype))
 
 
 def test_steps_pass_no_gradient_and_say_so(backend: str) -> None:
