@@ -165,6 +165,28 @@ def test_nan_stays_where_it_is(backend: str) -> None:
     assert y.isnan().flatten().tolist() == [True, False, False, False, False, False]
 
 
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    {
+        "x == x": [True, False, True, True],
+        "~(x != x) & (-inf < x) & (x < inf)": [True, False, False, False],
+        "abs(x) < inf": [True, False, False, False],
+        "x >= inf": [False, False, True, False],
+        "~(x > 0)": [False, True, False, True],
+        "exp(x) > 0": [True, False, True, False],
+    }.items(),
+)
+def test_comparisons_know_inf_and_nan(backend: str, condition: str, holds: list[bool]) -> None:
+    text = f"sum(where({condition}, w, 2*w))"
+    assert window(text, [1.0, nan, inf, -inf], backend)[2] == [1.0 if each else 2.0 for each in holds]
+    assert sc.Kernel(sc.Kernel(text).text) == sc.Kernel(text)
+
+
+def test_comparisons_of_lines_and_windows_know_inf_and_nan(backend: str) -> None:
+    assert window("a = x\nsum(where(a == x, x, 0))", [1.0, nan], backend)[:2] == (1.0, [1.0, 0.0])
+    assert window("m = max(x)\nwhere(m == -inf, 3, m)", [-inf], backend)[:2] == (3.0, [0.0])
+
+
 def test_elementwise_maximum_keeps_nan(backend: str) -> None:
     assert torch.tensor(window("sum(max(x, 0))", [nan], backend)[0]).isnan()
     assert torch.tensor(window("sum(relu(x))", [nan], backend)[0]).isnan()

@@ -84,8 +84,10 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
         return f"~{self._condition(expr.args[0])}"
 
     def _print_Relational(self, expr: sp.core.relational.Relational) -> str:
-        left, right = (self.parenthesize(side, PRECEDENCE["Relational"] + 1) for side in (expr.lhs, expr.rhs))
+        left, right = (self.parenthesize(side, PRECEDENCE["Relational"] + 1) for side in expr.args)
         return f"{left} {expr.rel_op} {right}"
+
+    _print_Comparison = _print_Relational
 
     def _condition(self, part: sp.Basic) -> str:
         return f"({self._print(part)})"

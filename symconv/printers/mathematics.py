@@ -13,7 +13,7 @@ from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
 
 from ..derive import gradients
-from ..functions import BY_CLASS, FUNCTIONS, where
+from ..functions import BY_CLASS, FUNCTIONS, Comparison, where
 from ..language.axes import WindowNode
 from ..language.formula import Formula
 from ..language.symbols import TAP_AXES, Access
@@ -64,6 +64,9 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
     def _print_Function(self, expr: sp.Function, exp: str | None = None) -> str:
         return self._window(expr, exp) if isinstance(expr, WindowNode) else str(super()._print_Function(expr, exp))
 
+    def _print_Comparison(self, expr: Comparison) -> str:
+        return str(self._print(expr.relation(*expr.args, evaluate=False)))
+
     def _print_where(self, expr: where) -> str:
         return str(self._print(_piecewise(expr)))
 
@@ -113,6 +116,9 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
 
     def _print_Function(self, expr: sp.Function, *args: Any, **kwargs: Any) -> prettyForm:
         return self._window(expr) if isinstance(expr, WindowNode) else super()._print_Function(expr, *args, **kwargs)
+
+    def _print_Comparison(self, expr: Comparison) -> prettyForm:
+        return self._print(expr.relation(*expr.args, evaluate=False))
 
     def _print_where(self, expr: where) -> prettyForm:
         return self._print(_piecewise(expr))
@@ -199,7 +205,7 @@ def kink_notes(formula: Formula) -> list[str]:
         for record in FUNCTIONS.values()
         if record.flat and any(BY_CLASS.get(type(node)) is record for node in sp.preorder_traversal(expr))
     )
-    if expr.has(sp.core.relational.Relational):
+    if expr.has(sp.core.relational.Relational, Comparison):
         flat.append("comparisons")
     return [f"no gradient passes through {', '.join(flat)}: it is 0 by rule"] if flat else []
 
