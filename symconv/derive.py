@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import sympy as sp
 
 from .errors import DerivativeError
+from .functions import UNBOUNDED
+from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula, in_order
 from .language.symbols import BUILTIN, Access, Operand
@@ -29,6 +31,7 @@ class Chain:
 
     def __init__(self, expr: sp.Expr) -> None:
         self.nodes: dict[Value, WindowNode] = {}
+        self.unbounded: set[Value] = set()  # those that may be infinite or NaN where all operands are finite
         self._symbols: dict[WindowNode, Value] = {}
         self.result = kinked(self._flatten(expr))
 
@@ -42,6 +45,8 @@ class Chain:
         if flat not in self._symbols:
             symbol = Value(f"(node {len(self.nodes) + 1})", labels_of(flat))
             self.nodes[symbol], self._symbols[flat] = flat, symbol
+            if not all(map(self.is_bounded, flat.args)):
+                self.unbounded.add(symbol)
         return self._symbols[flat]
 
     def whole(self, expr: sp.Expr) -> sp.Expr:
@@ -69,11 +74,45 @@ class Chain:
         like = where.representatives
         return sp.Add(*(outside * self._total(total, dims, like) for outside, total in inside.items()))
 
+    def times(self, gradient: sp.Expr, slope: sp.Expr) -> sp.Expr:
+        """The product of both, and 0 where the branch of a `where` that is not taken makes the gradient 0.
+
+        There the slope may be infinite or NaN: `where(min(x) > 0, sum(log(x)), 0)`.  Where it is finite for all finite
+        operands the product stays one.
+        """
+        if not gradient.has(choice) or (self.is_bounded(gradient) and self.is_bounded(slope)):
+            return gradient * slope
+        return guarded(gradient, slope)
+
+    def is_bounded(self, expr: sp.Expr) -> bool:
+        """Whether an expression is finite wherever its operands are."""
+        if expr.has(*UNBOUNDED) or not self.unbounded.isdisjoint(expr.free_symbols):
+            return False
+        return all(each.is_number or (each.exp.is_Integer and each.exp > 0) for each in expr.atoms(sp.Pow))
+
     @staticmethod
     def _total(value: sp.Expr, dims: frozenset[str], like: tuple[Operand, ...]) -> sp.Expr:
         if value.is_number:
             return value * sum_of(sp.S.One, dims, *like)
         return sum_of(value, dims, *like)
+
+
+def guarded(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
+    """`product*factor`, with the factor inside the branches of each `where` that has a 0 beside them."""
+    if is_guard(product):
+        condition, *branches = product.args
+        return choice(condition, *(sp.S.Zero if each == 0 else guarded(each, factor) for each in branches))
+    if product.is_Add and any(map(is_guard, product.args)):
+        return sp.Add(*(guarded(term, factor) for term in product.args))
+    guards = [each for each in sp.Mul.make_args(product) if is_guard(each) or (each.is_Add and each.has(choice))]
+    if not product.is_Mul or not guards:
+        return product * factor
+    return guarded(guards[0], factor * sp.Mul(*(each for each in product.args if each != guards[0])))
+
+
+def is_guard(expr: sp.Basic) -> bool:
+    """Whether an expression is 0 where the branch of a `where` is not taken."""
+    return isinstance(expr, choice) and 0 in expr.args[1:]
 
 
 def tidy(expr: sp.Expr) -> sp.Expr:
@@ -120,7 +159,7 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
                 continue
             arriving.append((argument, gradient, where))
             for earlier in sorted(argument.free_symbols & chain.nodes.keys(), key=str):
-                part = gradient * differentiate(argument, earlier)
+                part = chain.times(gradient, differentiate(argument, earlier))
                 lacking = frozenset(where.axes) - _axes(earlier.labels)
                 upstream[earlier] += chain.sum_over(part, where, lacking)
                 channels[earlier] |= without(where.labels, lacking | {"t"})
@@ -129,7 +168,7 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
         for operand in found:
             slope = differentiate(argument, operand) if operand in argument.free_symbols else 0
             if slope != 0:
-                part = gradient * slope
+                part = chain.times(gradient, slope)
                 # What arrives may vary along the channels of x, where one channel of the operand is shared by all.
                 along = domain(where.labels | labels_of(part)) if where != WINDOW else where
                 found[operand][along] = found[operand].get(along, 0) + part
@@ -198,7 +237,7 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
 
     def dot(expr: sp.Expr) -> sp.Expr:
         moving = sorted(expr.free_symbols & dots.keys(), key=sp.default_sort_key)
-        return sp.Add(*(differentiate(expr, symbol) * dots[symbol] for symbol in moving))
+        return sp.Add(*(chain.times(differentiate(expr, symbol), dots[symbol]) for symbol in moving))
 
     for symbol, node in chain.nodes.items():
         record = record_of(node)

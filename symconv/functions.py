@@ -17,10 +17,11 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import sympy as sp
 import torch
+from sympy.logic.boolalg import BooleanFunction
 from sympy.printing.precedence import PRECEDENCE
 
 from .errors import FormulaError
@@ -126,6 +127,26 @@ class where(Pointwise):  # type: ignore[misc]  # noqa: N801 (the name in formula
 def case(condition: Any, value: Any, otherwise: Any = 0) -> sp.Expr:
     """`value` where `condition` holds, else `otherwise`."""
     return where(sp.sympify(condition), sp.sympify(value), sp.sympify(otherwise))
+
+
+class Comparison(BooleanFunction):  # type: ignore[misc]
+    """A comparison that is left to arithmetic: to SymPy x < inf and x == x are true, and ~(x > 0) is x <= 0.
+
+    It has a twin for each of SymPy's classes, see `COMPARISONS`.
+    """
+
+    rel_op: ClassVar[str]
+    relation: ClassVar[type[sp.Basic]]
+
+
+def _comparison(relation: type[sp.Basic]) -> type[Comparison]:
+    members = {"rel_op": relation.rel_op, "relation": relation, "__module__": __name__}
+    return type(f"Comparison_{relation.__name__}", (Comparison,), members)
+
+
+COMPARISONS: dict[type[sp.Basic], type[Comparison]] = {
+    relation: _comparison(relation) for relation in (sp.Lt, sp.Le, sp.Gt, sp.Ge, sp.Eq, sp.Ne)
+}
 
 
 # -- Classes of our own.  Those called as a function of SymPy are its kinked twin. ---------------------------------
@@ -382,6 +403,13 @@ BY_CLASS: dict[type[sp.Basic], Function] = {record.cls: record for record in _RE
 BY_SYMPY_CLASS: dict[type[sp.Basic], Function] = {
     record.sympy_class: record for record in _RECORDS if record.sympy_class
 }
+
+
+#: Functions that are infinite or NaN at some finite arguments, as powers may be.
+UNBOUNDED: tuple[Any, ...] = (
+    *(sp.log, sp.exp, sp.tan, sp.sinh, sp.cosh, sp.asin, sp.acos, sp.oo),
+    *(power, power_slope, power_log, expm1, log1p, xlogx),
+)
 
 
 def with_slopes(value: sp.Expr, slopes: Any = None, /, **named: sp.Expr) -> sp.Expr:

@@ -254,7 +254,7 @@ class _Along:
 
     def count(self, *like: sp.Expr) -> sp.Expr:
         name, counted = self._named("count", like)
-        symbol = sp.Symbol(name, positive=True)
+        symbol = sp.Symbol(name, nonnegative=True)  # 0 of a window that lies outside the image
         self.lowering.counts[symbol] = counted
         return symbol
 
@@ -296,7 +296,7 @@ def _with_typed_numbers(expr: sp.Basic) -> sp.Basic:
         condition, value, otherwise = expr.args
         numbers = like is not None and value.is_number and otherwise.is_number
         return choice(condition, typed(value, like), otherwise) if numbers else expr
-    if isinstance(expr, Pointwise) and len(expr.args) > 1 and not isinstance(expr, (power, typed)):
+    if isinstance(expr, (Pointwise, sp.atan2)) and len(expr.args) > 1 and not isinstance(expr, (power, typed)):
         return expr.func(*(typed(argument, like) if argument.is_number else argument for argument in expr.args))
     return expr
 

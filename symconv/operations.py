@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sympy as sp
 
-from .functions import BY_CLASS, FUNCTIONS
+from .functions import BY_CLASS, FUNCTIONS, Comparison
 
 #: Functions that take many instructions.
 HEAVY = frozenset(record.name for record in FUNCTIONS.values() if record.heavy)
@@ -59,7 +59,7 @@ def count_operations(expr: sp.Basic) -> Counter[str]:
             counts["mul"] += max(len(above) - 1, 0)
         elif node.is_Pow:
             counts[{-1: "div", sp.Rational(1, 2): "sqrt"}.get(node.exp, "mul" if node.exp == 2 else "pow")] += 1
-        elif isinstance(node, sp.core.relational.Relational):
+        elif isinstance(node, (sp.core.relational.Relational, Comparison)):
             counts["compare"] += 1
         elif type(node) in BY_CLASS:
             counts[BY_CLASS[type(node)].name] += 1

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import DerivativeError, InternalError
-from .functions import BY_CLASS
+from .functions import BY_CLASS, Comparison
 from .geometry import Geometry
 from .kernel import Kernel
 from .language.axes import Domain, WindowNode, domain, labels_of
@@ -158,8 +158,8 @@ class _Evaluation:
             return torch.pow(*args)
         if isinstance(expr, sp.Not):
             return torch.logical_not(*args)
-        if type(expr) in _RELATIONS:
-            return _RELATIONS[type(expr)](*args)
+        if isinstance(expr, (sp.core.relational.Relational, Comparison)):
+            return _RELATIONS[getattr(expr, "relation", type(expr))](*args)
         if type(expr) in BY_CLASS:
             return BY_CLASS[type(expr)].reference(*args)
         raise InternalError(f"the reference cannot evaluate {sp.sstr(expr)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -104,6 +105,55 @@ def test_names_that_look_like_several_others(backend: str, text: str) -> None:
         return [y, *torch.autograd.grad(y.square().sum(), tensors)]
 
     torch.testing.assert_close(computed("g", "h", "g_h"), computed("g", "h", "k"))
+
+
+def test_parameters_at_the_channels_of_other_inputs(backend: str) -> None:
+    """What is packed of h for the channels of g is not what is packed of g_h for those of x."""
+
+    def computed(h: str, other: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        given = {"g": random(1, 2, 4, 4), h: random(2), other: random(2)}
+        tensors = [each.requires_grad_() for each in (random(1, 3, 4, 4), random(2, 3, 2, 2), *given.values())]
+        text = f"g: input\n{h}: param[o]\n{other}: param[o]\nsum(w*x) + sum(exp({h}*g)) + sum(exp({other}*x))"
+        text += f" + sum(g*exp({h}*dx)) + sum(x*exp({other}*dx))"
+        y = sc.conv2d(text, *tensors[:2], backend=backend, **given)
+        return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+    torch.testing.assert_close(computed("h", "g_h"), computed("p", "q"))
+
+
+BANKS = {
+    "pixel": "s: weight[3]\nsum(s[1]*tanh(x) + s[2]*x + exp(s[0])*x)",
+    "peak": "s: weight[3]\nsum(x*s[1]) + logsumexp(x*s[0]) + sum(softmax(x*s[0])**2*s[2])",
+    "argmax": "s: weight[3]\nsum(x*s[1]) + max(x*s[0])*sum(x*s[2])",
+}
+
+
+@pytest.mark.parametrize("word", BANKS)
+def test_weights_of_a_bank_have_names_of_their_own(backend: str, word: str) -> None:
+    """`peak[1]` is not called as the first maximum that is found, `pixel[1]` not as the first value of a pixel."""
+
+    def computed(name: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        tensors = [random(1, 2, 5).requires_grad_(), random(3, 2, 2, 3).requires_grad_()]
+        text = re.sub(r"\bs\b", name, BANKS[word])
+        y = sc.conv1d(text, tensors[0], kernel_size=3, out_channels=2, backend=backend, **{name: tensors[1]})
+        return [y, *torch.autograd.grad(y.square().sum(), tensors)]
+
+    torch.testing.assert_close(computed(word), computed("s"))
+
+
+def test_places_that_only_have_gradients(backend: str) -> None:
+    """They are read nowhere, and gradients of one went to the other: both were called x_c_t_1_."""
+    x, w, v = (random(*shape).requires_grad_() for shape in ((1, 2, 6), (1, 2, 3), (1, 2, 3)))
+    y = sc.conv1d("v: weight\nsum(w*ste(x, x[c, t + 1]) + v*ste(x, x[c, t - 1]))", x, w, v=v, backend=backend)
+    up = torch.arange(1.0, 5.0, dtype=x.dtype)
+    expected = torch.zeros_like(x)
+    for pixel, tap in itertools.product(range(4), range(3)):
+        for weight, there in ((w, tap + 1), (v, tap - 1)):
+            if 0 <= there < 3:
+                expected[0, :, pixel + there] += up[pixel] * weight.detach()[0, :, tap]
+    torch.testing.assert_close(torch.autograd.grad((y * up).sum(), x)[0], expected)
 
 
 def test_no_two_domains_have_the_same_name() -> None:

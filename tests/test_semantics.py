@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import pi
+
 import pytest
 import torch
 from oracles import random
@@ -116,6 +118,23 @@ def test_where_leaks_nothing_from_the_other_branch(backend: str) -> None:
     assert window("a = 1/x\nsum(where(x == 0, x, a))", [2.0, 0.0], backend)[:2] == (0.5, [-0.25, 1.0])
     value, grad, _ = window("r = sum(x)\nwhere(r > 0, log(r), r)", [-1.0, 0.0], backend)
     assert (value, grad) == (-1.0, [1.0, 1.0])
+    # Nor from taps, where the branch is one of the window.
+    assert window("where(min(x) > 0, sum(log(x)), 0)", [1.0, 0.0], backend)[:2] == (0.0, [0.0, 0.0])
+    assert window("m = max(x)\nwhere(m < 80, log(sum(exp(x))), m)", [1.0, 1e3], backend)[:2] == (1e3, [0.0, 1.0])
+    text = "m = min(x)\nwhere(m > 0, sum(log(x)), m)*2 + where(m > 0, norm(1/x), 1)"
+    assert window(text, [1.0, 0.0], backend)[:2] == (1.0, [0.0, 2.0])
+    text = "sum(where(min(x, dim=t) > 0, exp(mean(log(x), dim=t)), 0), dim=c)"
+    assert window(text, [1.0, 0.0], backend)[:2] == (0.0, [0.0, 0.0])
+
+
+def test_where_leaks_nothing_into_second_derivatives(backend: str) -> None:
+    for values, expected in ([1.0, 4.0], [-0.25, 0.0625]), ([1.0, 0.0], [0.0, 0.0]):
+        x = torch.tensor([[values]], dtype=torch.float64, requires_grad=True)
+        text = "where(min(x) > 0, exp(mean(log(x))), 0)"
+        y = sc.conv1d(text, x, kernel_size=2, out_channels=1, backend=backend)
+        (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(grad @ torch.tensor([1.0, 2.0], dtype=x.dtype), x, torch.ones(1, 1).to(x))
+        torch.testing.assert_close(second.flatten(), torch.tensor(expected, dtype=x.dtype))
 
 
 def test_steps_pass_no_gradient_and_say_so(backend: str) -> None:
@@ -146,6 +165,28 @@ def test_nan_stays_where_it_is(backend: str) -> None:
     assert y.isnan().flatten().tolist() == [True, False, False, False, False, False]
 
 
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    {
+        "x == x": [True, False, True, True],
+        "~(x != x) & (-inf < x) & (x < inf)": [True, False, False, False],
+        "abs(x) < inf": [True, False, False, False],
+        "x >= inf": [False, False, True, False],
+        "~(x > 0)": [False, True, False, True],
+        "exp(x) > 0": [True, False, True, False],
+    }.items(),
+)
+def test_comparisons_know_inf_and_nan(backend: str, condition: str, holds: list[bool]) -> None:
+    text = f"sum(where({condition}, w, 2*w))"
+    assert window(text, [1.0, nan, inf, -inf], backend)[2] == [1.0 if each else 2.0 for each in holds]
+    assert sc.Kernel(sc.Kernel(text).text) == sc.Kernel(text)
+
+
+def test_comparisons_of_lines_and_windows_know_inf_and_nan(backend: str) -> None:
+    assert window("a = x\nsum(where(a == x, x, 0))", [1.0, nan], backend)[:2] == (1.0, [1.0, 0.0])
+    assert window("m = max(x)\nwhere(m == -inf, 3, m)", [-inf], backend)[:2] == (3.0, [0.0])
+
+
 def test_elementwise_maximum_keeps_nan(backend: str) -> None:
     assert torch.tensor(window("sum(max(x, 0))", [nan], backend)[0]).isnan()
     assert torch.tensor(window("sum(relu(x))", [nan], backend)[0]).isnan()
@@ -155,6 +196,22 @@ def test_power_at_zero(backend: str) -> None:
     assert window("prod(abs(x)**w)", [0.0, 2.0], backend, [2.0, 3.0]) == (0.0, [0.0, 0.0], [0.0, 0.0])
     assert window("sum(x**w)", [0.0], backend, [0.0])[1:] == ([0.0], [0.0])
     assert window("d: const = 3\nsum(x)**d", [-2.0], backend)[:2] == (-8.0, [12.0])
+
+
+def test_whole_numbers_of_more_than_64_bits(backend: str) -> None:
+    assert window("sum(x*2**70)", [1.0], backend) == (2.0**70, [2.0**70], None)
+    assert window("sum(x*2**-90 - x/2**80)", [1.0], backend) == (2.0**-90 - 2.0**-80, [2.0**-90 - 2.0**-80], None)
+    assert window("max(max(min(x, 3**50), -2**64))", [-inf], backend)[0] == -(2.0**64)
+    assert window("sum(x*(2**70 + 1)/(2**71 + 1))", [3.0], backend)[:2] == (1.5, [0.5])
+
+
+@pytest.mark.parametrize(
+    ("formula", "value", "slope"),
+    [("atan2(x, -1)", 3 * pi / 4, -0.5), ("atan2(1, x)", pi / 4, -0.5), ("atan2(0, -x)", pi, 0.0)],
+)
+def test_the_angle_of_a_number(backend: str, formula: str, value: float, slope: float) -> None:
+    found, (gradient,), _ = window(f"sum({formula})", [1.0], backend)
+    assert (found, gradient) == pytest.approx((value, slope))
 
 
 def test_clip_passes_gradient_at_its_bounds_as_torch(backend: str) -> None:
@@ -193,6 +250,13 @@ def test_a_window_without_taps_gives_the_identity(backend: str, formula: str) ->
     assert y[0, 0, 0].item() == y[0, 0, -1].item() == IDENTITIES[formula]
     (grad,) = torch.autograd.grad(y[0, 0, ::5].sum(), x)
     assert grad.tolist() == [[[0.0, 0.0]]]
+
+
+def test_a_window_without_taps_counts_none(backend: str) -> None:
+    x = torch.tensor([[[1.0, 2.0]]], dtype=torch.float64)
+    options = {"kernel_size": 1, "out_channels": 1, "padding": 1, "padding_mode": "ignore", "backend": backend}
+    for text in ("where(total(1, x) == 0, 7, mean(x))", "where(total(1, x) > 0, sum(x), 7)"):
+        assert sc.conv1d(text, x, **options).flatten().tolist() == [7.0, 1.0, 2.0, 7.0]
 
 
 def test_ignored_taps_do_not_count(backend: str) -> None:

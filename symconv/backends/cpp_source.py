@@ -30,7 +30,7 @@ class CppPass(LiftingPass):
     def weight(self, name: str, symbol: Lifted, where: Domain, varies: tuple[bool, bool]) -> str:
         domain, arguments = self.id(where), []
         for each in symbol.block.arguments:
-            laid = f"{domain}_{self.identifier(each)}_of_{name}"
+            laid = self.shared_name(where, self.identifier(each), f"of_{name}")
             if (number := self.constant(each)) is not None:
                 arguments.append(f"splat(real({number}))")
                 continue

@@ -123,7 +123,7 @@ class Reader:
                 raise NotFlatError
         return {
             "name": name,
-            "packed": f"shared.{self.given.id(where)}_{self.given.identifier(symbol)}_packed",
+            "packed": "shared." + self.given.shared_name(where, self.given.identifier(symbol), "packed"),
             "element": self.given.element(self.given.identifier(symbol), symbol, where, "shared."),
             "per_filter": per_filter,
             "per_tap": per_tap and where.axes == ALL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -103,7 +104,11 @@ def identifiers(kernel: Kernel, schedule: Schedule) -> dict[sp.Symbol, str]:
     blocks = [block for each in sweeps for block in (each.before, each.taps, *each.factors) if block is not None]
     blocks += [each.block for lifted in schedule.lifted for each in lifted]
     symbols = {symbol for block in (*blocks, schedule.output, schedule.at_windows) for symbol in block.arguments}
-    taken, names = {operand.name for operand in kernel.formula.operands}, {}
+    # A place that nothing reads may have a gradient: that of y in ste(x, y).
+    symbols = symbols.union(schedule.window_gradients, *(each.gradients for each in sweeps))
+    values = [*schedule.made, *(symbol for each in sweeps for one in each.accumulators for symbol in one.symbols)]
+    others: list[sp.Symbol] = [*kernel.formula.operands, *values, *itertools.chain(*schedule.lifted)]
+    taken, names = {each.name for each in others}, {}
     for access in sorted((each for each in symbols if isinstance(each, Access)), key=lambda each: each.name):
         step = {None: "_centre", 0: "", 1: "_next", -1: "_previous"}.get(
             access.shift, f"_{'next' if (access.shift or 0) > 0 else 'previous'}{abs(access.shift or 0)}"

@@ -34,7 +34,7 @@ class LiftingPass(Pass):
             return super().member(name, symbol, where)
         if symbol.pixel is None:
             varies = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
-            packed = f"{self.id(where)}_{name}_packed"
+            packed = self.shared_name(where, name, "packed")
             make = self.weight(name, symbol, where, varies)
             self.shared[packed] = ("const real*", make)  # after what it is made of
             return self.bank_member(name, packed, where, varies)

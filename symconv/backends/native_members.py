@@ -7,7 +7,6 @@ member per symbol, which knows by itself how its operand lies: every call in a s
 from __future__ import annotations
 
 import functools
-import re
 from typing import Any, NamedTuple
 
 import sympy as sp
@@ -71,6 +70,15 @@ class Members:
         """The name for the places of a domain: `ct`, `t`, `c_g`, or `window`."""
         return where.name or "window"
 
+    @classmethod
+    def shared_name(cls, where: Domain, name: str, ending: str) -> str:
+        """A name for what is shared of a symbol at the places of a domain, which nothing else there has.
+
+        Lengths tell the inputs of a domain from the symbol: `ct1g_h_packed` is of h, `ct_g_h_packed` of g_h.
+        """
+        inputs = "".join(f"{len(each)}{each}" for each in where.inputs)
+        return f"{where.axes + inputs if inputs else cls.id(where)}_{name}_{ending}"
+
     def channels(self, where: Domain) -> str:
         """How many channels a domain has."""
         if "c" not in where.axes:
@@ -86,8 +94,7 @@ class Members:
     # -- What is read ------------------------------------------------------------------------------------------------
 
     def identifier(self, symbol: sp.Symbol) -> str:
-        # A place that only has a gradient is read nowhere, and so has no name yet: x[o, 0] becomes x_o_0_.
-        return identifier(self.printer.names.get(symbol) or re.sub(r"\W+", "_", symbol.name))
+        return identifier(self.printer.names.get(symbol, symbol.name))
 
     def read(self, symbol: sp.Symbol, where: Domain) -> str:
         """The call that reads a symbol at a place of a domain."""
@@ -158,7 +165,7 @@ class Members:
     def bank(self, name: str, symbol: Operand, where: Domain) -> Member:
         """A weight or parameter."""
         varies = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
-        packed, make = f"{self.id(where)}_{name}_packed", self.packed(name, symbol, where, varies)
+        packed, make = self.shared_name(where, name, "packed"), self.packed(name, symbol, where, varies)
         self.shared[packed] = ("const real*", make)
         return self.bank_member(name, packed, where, varies)
 
@@ -188,7 +195,7 @@ class Members:
         """Where the elements of a weight or parameter are: a member of what is shared."""
         axes = flags(*(axis in symbol.operand.axes for axis in "oct"))
         number = symbol.element if isinstance(symbol, Access) and symbol.element is not None else 0
-        member = f"{self.id(where)}_{name}_elements"
+        member = self.shared_name(where, name, "elements")
         self.shared[member] = ("Elements", f"windows, {self.id(where)}, {axes}, {self.access(symbol)}, {number}, arena")
         return member
 

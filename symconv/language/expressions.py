@@ -17,7 +17,7 @@ import sympy as sp
 import torch
 
 from ..errors import FormulaError, Span
-from ..functions import FUNCTIONS, spread
+from ..functions import COMPARISONS, FUNCTIONS, spread
 from ..reductions import Reduction
 from ..rewrite import numeric
 from .axes import domain, labels_of
@@ -58,7 +58,7 @@ _BINARY: dict[type[ast.operator], Callable[[sp.Expr, sp.Expr], sp.Expr]] = {
     ast.Div: lambda a, b: a / b,
     ast.Pow: lambda a, b: a**b,
 }
-_COMPARE: dict[type[ast.cmpop], Callable[[sp.Expr, sp.Expr], sp.Basic]] = {
+_COMPARE: dict[type[ast.cmpop], type[sp.Basic]] = {
     ast.Lt: sp.Lt,
     ast.LtE: sp.Le,
     ast.Gt: sp.Gt,
@@ -160,7 +160,10 @@ class Expressions:
         if isinstance(node.op, ast.Invert):
             if isinstance(value.expr, sp.Expr):
                 raise self.error(node.operand, "~ takes a condition, such as x > 0")
-            return dataclasses.replace(value, expr=sp.Not(value.expr), size=value.size + 1)
+            condition = value.expr
+            if type(condition) in COMPARISONS:
+                condition = COMPARISONS[type(condition)](*condition.args)
+            return dataclasses.replace(value, expr=sp.Not(condition), size=value.size + 1)
         if isinstance(node.op, ast.Not):
             raise self.error(node, "write ~(condition) instead of not")
         self.number(node.operand, value)
@@ -198,8 +201,14 @@ class Expressions:
         for op, left, right in zip(node.ops, values, values[1:]):
             if type(op) not in _COMPARE:
                 raise self.error(node, "comparisons are < <= > >= == !=")
-            parts.append(_COMPARE[type(op)](left.expr, right.expr))
+            parts.append(self.comparison(_COMPARE[type(op)], left.expr, right.expr))
         return self.join(node, lambda *_: sp.And(*parts), *values)
+
+    def comparison(self, relation: type[sp.Basic], left: sp.Basic, right: sp.Basic) -> sp.Basic:
+        """A comparison; of our own where SymPy, to which all names are finite numbers, would decide it."""
+        whole = left.xreplace(self.inlined), right.xreplace(self.inlined)
+        decided = relation(*whole) in (sp.true, sp.false) and not all(side.is_number for side in whole)
+        return (COMPARISONS[relation] if decided else relation)(left, right)
 
     def parse_Call(self, node: ast.Call) -> Term:
         if not isinstance(node.func, ast.Name):

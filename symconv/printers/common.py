@@ -20,6 +20,11 @@ def positive_first(expr: sp.Add) -> list[sp.Expr]:
     return [positive, *(term for term in terms if term is not positive)]
 
 
+def is_exact(number: sp.Expr) -> bool:
+    """Whether a number is a fraction that may be written as one: integers of C++ and PyTorch have 64 bits."""
+    return isinstance(number, sp.Rational) and max(abs(number.p), number.q) <= 2**53
+
+
 class SourcePrinter(StrPrinter):  # type: ignore[misc]
     """Prints an expression as source text on one line; the same expression always gives the same text.
 
@@ -79,8 +84,10 @@ class SourcePrinter(StrPrinter):  # type: ignore[misc]
         return f"~{self._condition(expr.args[0])}"
 
     def _print_Relational(self, expr: sp.core.relational.Relational) -> str:
-        left, right = (self.parenthesize(side, PRECEDENCE["Relational"] + 1) for side in (expr.lhs, expr.rhs))
+        left, right = (self.parenthesize(side, PRECEDENCE["Relational"] + 1) for side in expr.args)
         return f"{left} {expr.rel_op} {right}"
+
+    _print_Comparison = _print_Relational
 
     def _condition(self, part: sp.Basic) -> str:
         return f"({self._print(part)})"

@@ -12,7 +12,7 @@ from ..functions import BY_CLASS, typed
 from ..language.symbols import Access
 from ..lift import Lifted
 from ..operations import PERIODIC
-from .common import SourcePrinter
+from .common import SourcePrinter, is_exact
 
 #: Words of C++ and of the headers that a formula may use as a name.
 TAKEN = frozenset(
@@ -88,16 +88,16 @@ class CppPrinter(SourcePrinter):
         return f"pow({base}, splat(real({float(expr.exp)!r})))"
 
     def _print_Integer(self, expr: sp.Integer) -> str:
-        return f"real({expr})"
+        return f"real({expr})" if is_exact(expr) else self._print_Float(expr)
 
     _print_Zero = _print_One = _print_NegativeOne = _print_Integer
 
     def _print_Rational(self, expr: sp.Rational) -> str:
-        return f"(real({expr.p})/real({expr.q}))"
+        return f"(real({expr.p})/real({expr.q}))" if is_exact(expr) else self._print_Float(expr)
 
     _print_Half = _print_Rational
 
-    def _print_Float(self, expr: sp.Float) -> str:
+    def _print_Float(self, expr: sp.Expr) -> str:
         return f"real({float(expr)!r})"
 
     def _print_Infinity(self, expr: sp.Expr) -> str:

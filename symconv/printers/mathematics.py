@@ -14,7 +14,7 @@ from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
 
 from ..derive import gradients
-from ..functions import BY_CLASS, FUNCTIONS, spread, where
+from ..functions import BY_CLASS, FUNCTIONS, Comparison, spread, where
 from ..language.axes import WindowNode
 from ..language.formula import Formula
 from ..language.symbols import TAP_AXES, Access
@@ -67,6 +67,9 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
 
     def _print_Function(self, expr: sp.Function, exp: str | None = None) -> str:
         return self._window(expr, exp) if isinstance(expr, WindowNode) else str(super()._print_Function(expr, exp))
+
+    def _print_Comparison(self, expr: Comparison) -> str:
+        return str(self._print(expr.relation(*expr.args, evaluate=False)))
 
     def _print_spread(self, expr: sp.Expr) -> str:
         return str(self._print(expr.args[0]))  # operators show their axes
@@ -129,6 +132,9 @@ class MathPrettyPrinter(PrettyPrinter):  # type: ignore[misc]
 
     def _print_Function(self, expr: sp.Function, *args: Any, **kwargs: Any) -> prettyForm:
         return self._window(expr) if isinstance(expr, WindowNode) else super()._print_Function(expr, *args, **kwargs)
+
+    def _print_Comparison(self, expr: Comparison) -> prettyForm:
+        return self._print(expr.relation(*expr.args, evaluate=False))
 
     def _print_spread(self, expr: sp.Expr) -> prettyForm:
         value, *like = expr.args
@@ -249,7 +255,7 @@ def kink_notes(formula: Formula) -> list[str]:
         for record in FUNCTIONS.values()
         if record.flat and any(BY_CLASS.get(type(node)) is record for node in sp.preorder_traversal(expr))
     )
-    if expr.has(sp.core.relational.Relational):
+    if expr.has(sp.core.relational.Relational, Comparison):
         flat.append("comparisons")
     return [f"no gradient passes through {', '.join(flat)}: it is 0 by rule"] if flat else []
 

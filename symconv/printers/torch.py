@@ -11,7 +11,7 @@ from sympy.printing.precedence import PRECEDENCE
 from ..accumulators import KINDS, SUM
 from ..functions import BY_CLASS
 from ..language.symbols import Operand
-from .common import SourcePrinter
+from .common import SourcePrinter, is_exact
 
 #: Words of the generated functions that a formula may use as names.
 TAKEN = frozenset(
@@ -48,7 +48,7 @@ class TorchPrinter(SourcePrinter):
         return identifier(name) if isinstance(symbol, Operand) else name
 
     def _print(self, expr: Any, **kwargs: Any) -> str:
-        if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and expr not in (sp.oo, -sp.oo):
+        if isinstance(expr, sp.Expr) and expr.is_number and not is_exact(expr) and expr not in (sp.oo, -sp.oo):
             return repr(float(expr))
         return str(super()._print(expr, **kwargs))
 
