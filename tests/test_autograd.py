@@ -179,6 +179,16 @@ def test_compile_of_the_function_and_of_a_pool(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_compile_of_a_layer_with_a_second_input(backend: str) -> None:
+    torch._dynamo.reset()
+    layer = sc.Conv2d("g: input\nsum(w*x*g)", 2, 3, 2, backend=backend)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    x, g = torch.randn(1, 2, 5, 5), torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(compiled(x, g), layer(x, g))
+    torch.testing.assert_close(compiled(x, g=g), layer(x, g))
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
 @pytest.mark.parametrize("asked", ["w", "xw"])
 def test_compiled_autograd(backend: str, asked: str) -> None:
     torch._dynamo.reset()
