@@ -229,7 +229,7 @@ def _pool(
     if output is not None:
         return output
     places = ("stride", "padding", "dilation")
-    if len(args) > len(places) or not options.keys().isdisjoint(places[: len(args)]):
+    if len(args) > len(places) or any(name in options for name in places[: len(args)]):
         shown = ", ".join(["kernel", "input", "kernel_size", *map(repr, args), *(f"{name}=..." for name in options)])
         raise ArgumentTypeError(
             f"pool{rank}d takes (kernel, input, kernel_size, {', '.join(places)}) and all else by name, each once, not "

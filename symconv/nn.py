@@ -261,7 +261,7 @@ class Layer(nn.Module):
         """Operands that were given by their place, after the input."""
         signature = self.signature
         names = [name for name, role in zip(signature.tensors, signature.roles) if not is_learned(role)][1:]
-        if len(others) > len(names) or not inputs.keys().isdisjoint(names[: len(others)]):
+        if len(others) > len(names) or any(name in inputs for name in names[: len(others)]):
             given = ", ".join(["input", *["a tensor"] * len(others), *(f"{name}=..." for name in inputs)])
             raise ArgumentTypeError(f"this layer takes ({', '.join(['input', *names])}), not ({given})")
         return dict(zip(names, others))

@@ -74,16 +74,13 @@ def convolve(call: Call, tensors: Sequence[Tensor]) -> Tensor:
 
 def _operator(call: Call, tensors: Sequence[Tensor]) -> Tensor:
     """The same by PyTorch's dispatcher, for whoever is to see an operator there."""
-    output: Tensor = torch.ops.symconv.convolve(
-        call.formula,
-        call.backend,
-        version(),
-        call.fast_math,
-        list(call.numbers),
-        call.geometry.numbers(),
-        list(tensors),
-    )[0]
+    output: Tensor = torch.ops.symconv.convolve(*_named(call), list(tensors))[0]
     return output
+
+
+def _named(call: Call) -> tuple[Any, ...]:
+    """A call as arguments of the operators."""
+    return call.formula, call.backend, version(), call.fast_math, list(call.numbers), call.geometry.numbers()
 
 
 def convolve_now(call: Call, tensors: Sequence[Tensor]) -> Tensor:
@@ -176,6 +173,9 @@ class ConvolveBackward(torch.autograd.Function):
 def _gradients(call: Call, needs: Sequence[str], grad_output: Tensor, *tensors_and_kept: Tensor) -> tuple[Tensor, ...]:
     """The gradients for the operands `needs`."""
     tensors, kept = tensors_and_kept[: len(call.names)], tensors_and_kept[len(call.names) :]
+    if is_recorded():  # by compiled autograd
+        operands = grad_output, list(tensors), list(kept)
+        return tuple(torch.ops.symconv.convolve_backward(*_named(call), ",".join(needs), *operands))
     gradients = call.compiled.backward(grad_output, kept, tensors, call.numbers, call.geometry, frozenset(needs))
     return tuple(gradient for gradient in gradients if gradient is not None)
 
@@ -185,13 +185,15 @@ def _asked_for(ctx: Any) -> list[bool]:
 
     `ctx.needs_input_grad` says what some pass could ask for: `torch.autograd.grad(y, x)` asks for less.
     """
+    if is_recorded():  # by compiled autograd, which runs no nodes
+        return list(ctx.needs_input_grad[-len(ctx.next_functions) :])
     return [node is not None and _is_executed(node) for node, _ in ctx.next_functions]
 
 
 def _is_executed(node: Any) -> bool:
     try:
         return bool(torch._C._will_engine_execute_node(node))
-    except RuntimeError:  # so it says of a leaf that is asked for, and where another engine runs
+    except RuntimeError:  # so it says of a leaf that is asked for, and where no pass runs
         return True
 
 

@@ -178,6 +178,33 @@ def test_compile_of_the_function_and_of_a_pool(backend: str) -> None:
     torch.testing.assert_close(compiled(x, w, b), expected)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_compile_of_a_layer_with_a_second_input(backend: str) -> None:
+    torch._dynamo.reset()
+    layer = sc.Conv2d("g: input\nsum(w*x*g)", 2, 3, 2, backend=backend)
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    x, g = torch.randn(1, 2, 5, 5), torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(compiled(x, g), layer(x, g))
+    torch.testing.assert_close(compiled(x, g=g), layer(x, g))
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+@pytest.mark.parametrize("asked", ["w", "xw"])
+def test_compiled_autograd(backend: str, asked: str) -> None:
+    torch._dynamo.reset()
+    for batch in (2, 3):
+        tensors = {"x": random(batch, 2, 5, 5).requires_grad_(), "w": random(3, 2, 2, 2).requires_grad_()}
+        y = sc.conv2d("k: const = 2\nsum(w*x)*k", tensors["x"].sin(), tensors["w"], backend=backend)
+        loss = sc.pool2d("max(x)", y, 2, backend=backend).sin().sum()
+        wanted = [tensors[name] for name in asked]
+        expected = torch.autograd.grad(loss, wanted, retain_graph=True)
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            loss.backward(inputs=wanted)
+        for tensor, gradient in zip(wanted, expected, strict=True):
+            torch.testing.assert_close(tensor.grad, gradient)
+        assert sum(tensor.grad is not None for tensor in tensors.values()) == len(asked)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
 @pytest.mark.parametrize("learning", [True, False])
