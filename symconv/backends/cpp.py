@@ -88,7 +88,7 @@ class CppKernel(NativeKernel[CppPlan]):
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         arguments, held = plan.arguments(tensors, self.roles_and_axes)
         values = (ctypes.c_double * len(numbers))(*numbers) if numbers else None
-        scratch = plan.scratch(arguments)
+        scratch = plan.scratch(arguments, values)
         plan.function(plan.geometry, arguments, values, scratch.data_ptr())
         plan.give_back(scratch)
         del held

@@ -94,14 +94,13 @@ class CppPlan(Plan):
     def overwrites(self) -> bool:
         return bool(self.geometry.contents.overwrites)
 
-    def scratch(self, arguments: Any) -> torch.Tensor:
-        """The memory that a call needs besides its tensors, for this call alone."""
+    def scratch(self, arguments: Any, numbers: Any) -> torch.Tensor:
+        """The memory that a call with these arguments needs besides its tensors, for this call alone."""
         try:
             return self._idle.pop()
         except IndexError:
             pass
         if not self._scratch_bytes:
-            numbers = (ctypes.c_double * 16)()
             self._scratch_bytes.append(self.function(self.geometry, arguments, numbers, None))
         return torch.empty(self._scratch_bytes[0], dtype=torch.uint8, device="cpu")
 

@@ -188,6 +188,7 @@ def find_toolchain() -> Toolchain:
 def forget() -> None:
     """Look for a compiler anew when one is next needed."""
     _found.cache_clear()
+    _EMPTY.clear()
 
 
 _lock = ForkSafeLock()
