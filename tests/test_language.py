@@ -165,6 +165,8 @@ REFUSED = {
     "maximum(x)": "maximum() takes 2 arguments, not 1; over the window it is max(...)",
     "sum(x)/0": "no real, defined value",
     "inf - inf + sum(x)": "no real, defined value",
+    "sum((-8)**(1/3)*x)": "a root of -1",
+    "sum((-x**2)**(1/3))": "a root of -1",
     "1e999*sum(x)": "too large",
     "sum(exp(1000)*x)": "no finite value",
     "sum(bspline(x, 9))": "whole degree",

@@ -96,7 +96,8 @@ class Expressions:
             value: Term = method(node)
         finally:
             self.depth -= 1
-        if value.expr.has(sp.zoo, sp.nan, sp.I):
+        powers = value.expr.atoms(sp.Pow)  # such as (-1)**(1/3), which SymPy makes of (-8)**(1/3)
+        if value.expr.has(sp.zoo, sp.nan, sp.I) or any(each.is_number and not each.is_real for each in powers):
             raise self.error(node, "this has no real, defined value (a division by 0, inf - inf, or a root of -1)")
         return value
 
