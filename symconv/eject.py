@@ -8,8 +8,8 @@ from typing import Any
 from .backends.torch_source import torch_source
 from .errors import ArgumentError
 from .kernel import Kernel, is_learned
+from .layer import Layer
 from .lower import lower
-from .nn import Layer
 
 _SIZES = {"o": "out_channels", "c": "in_channels // groups", "t": "*self.kernel_size"}
 _FILLS = {
