@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import sympy as sp
 
 from .errors import DerivativeError
-from .functions import UNBOUNDED
+from .functions import UNBOUNDED, power_log
 from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula, in_order
@@ -129,9 +129,14 @@ def differentiate(expr: sp.Expr, symbol: sp.Symbol) -> sp.Expr:
     """The derivative of a pointwise expression, with the rules of `functions` at kinks.
 
     Raises:
-        DerivativeError: where SymPy leaves a derivative standing; it is never compiled, never taken for 0.
+        DerivativeError: where SymPy leaves a derivative standing; it is never compiled, never taken for 0.  And where a
+            derivative is not real.
     """
     derivative = kinked(expr.diff(symbol))
+    if any(each.args[0].is_number and each.args[0].is_negative for each in derivative.atoms(power_log)):
+        raise DerivativeError(
+            f"{sp.sstr(to_sympy(expr))} has no real derivative for {symbol}: it is a power of a negative number"
+        )
     if derivative.has(sp.Derivative, sp.Subs, sp.DiracDelta):
         raise DerivativeError(f"SymPy has no derivative of {sp.sstr(to_sympy(expr))} for {symbol}")
     return derivative

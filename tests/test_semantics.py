@@ -317,6 +317,18 @@ def test_third_derivatives(backend: str) -> None:
         third("prod(tan(x + w))")
 
 
+@pytest.mark.parametrize("formula", ["sum((-2)**x)", "sum(x*(-0.5)**(w*x))", "p: param = 2\nsum((-3)**p*x)"])
+def test_powers_of_negative_numbers_have_no_derivative(formula: str) -> None:
+    with pytest.raises(DerivativeError, match=r"no real derivative for .: it is a power of a negative number"):
+        sc.Kernel(formula).gradients()
+
+
+def test_whole_powers_of_negative_numbers_are_numbers(backend: str) -> None:
+    x = random(1, 2, 3, 3).requires_grad_()
+    y = sc.conv2d("p: const = 3\nsum((-1)**t*(-2)**p*x)", x, kernel_size=2, out_channels=1, backend=backend)
+    torch.testing.assert_close(y, -8 * (x[..., :-1] - x[..., 1:]).unfold(2, 2, 1).sum((1, -1))[:, None])
+
+
 def test_results_are_the_same_bits_every_time(backend: str) -> None:
     x, w = torch.randn(3, 8, 20, 20, requires_grad=True), torch.randn(16, 8, 3, 3, requires_grad=True)
     runs = []
