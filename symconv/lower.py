@@ -106,7 +106,7 @@ class _Lowering:
 
     def __init__(self, formula: Formula, lift: bool) -> None:
         self.formula = formula
-        #: Less work than a running maximum, but one sweep more, which where there are filters costs GPUs too much.
+        #: Less work at a tap than a running maximum, and one sweep more: with filters a single one is flat on GPUs.
         self.maximum_first = weighs_sums(formula.expr) or not any("o" in each.axes for each in formula.operands)
         self.accumulators: list[Accumulator] = []
         self.counts: dict[sp.Symbol, Domain] = {}

@@ -174,6 +174,8 @@ def test_nan_stays_where_it_is(backend: str) -> None:
         "x >= inf": [False, False, True, False],
         "~(x > 0)": [False, True, False, True],
         "exp(x) > 0": [True, False, True, False],
+        "(x <= 0) | (w < 0) | (x > 0)": [True, False, True, True],
+        "~((x > 0) & (x < inf))": [False, True, True, True],
     }.items(),
 )
 def test_comparisons_know_inf_and_nan(backend: str, condition: str, holds: list[bool]) -> None:

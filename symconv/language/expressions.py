@@ -66,7 +66,19 @@ _COMPARE: dict[type[ast.cmpop], type[sp.Basic]] = {
     ast.Eq: sp.Eq,
     ast.NotEq: sp.Ne,
 }
-_LOGIC: dict[type[ast.operator], type[sp.Basic]] = {ast.BitAnd: sp.And, ast.BitOr: sp.Or}
+
+
+def _undecided(condition: sp.Basic) -> sp.Basic:
+    """A condition in which SymPy takes no comparison for the contrary of another: of NaN both are false."""
+    return condition.replace(lambda each: type(each) in COMPARISONS, lambda each: COMPARISONS[type(each)](*each.args))
+
+
+def _either(left: sp.Basic, right: sp.Basic) -> sp.Basic:
+    either = sp.Or(left, right)
+    return sp.Or(_undecided(left), _undecided(right)) if either is sp.true else either
+
+
+_LOGIC: dict[type[ast.operator], Callable[[sp.Basic, sp.Basic], sp.Basic]] = {ast.BitAnd: sp.And, ast.BitOr: _either}
 
 
 def axis_name(axis: str) -> str:
@@ -161,10 +173,7 @@ class Expressions:
         if isinstance(node.op, ast.Invert):
             if isinstance(value.expr, sp.Expr):
                 raise self.error(node.operand, "~ takes a condition, such as x > 0")
-            condition = value.expr
-            if type(condition) in COMPARISONS:
-                condition = COMPARISONS[type(condition)](*condition.args)
-            return dataclasses.replace(value, expr=sp.Not(condition), size=value.size + 1)
+            return dataclasses.replace(value, expr=sp.Not(_undecided(value.expr)), size=value.size + 1)
         if isinstance(node.op, ast.Not):
             raise self.error(node, "write ~(condition) instead of not")
         self.number(node.operand, value)
@@ -426,12 +435,10 @@ class Expressions:
         return names.get(type(node).__name__, f"{type(node).__name__!r}")
 
     def unknown(self, node: ast.expr, name: str, known: list[str], what: str = "name") -> FormulaError:
-        meant = (MEANT_FUNCTIONS if what == "function" else MEANT).get(name)
         # ReLU is relu; of names that differ only in their case, Sum and sum, the one in lower case.
         spelled = {each.lower(): each for each in sorted(known)}
+        meant = (MEANT_FUNCTIONS if what == "function" else MEANT).get(name) or spelled.get(name.lower())
         close = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        if not meant and name.lower() in spelled:
-            close = [spelled[name.lower()]]
         hint = f"did you mean {close[0]!r}?" if close else f"declare it in a line of its own, {name}: param = 1"
         if what == "function" and not close:
             hint = f"the functions are {', '.join(known)}"
