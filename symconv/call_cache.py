@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from .arguments import ARGUMENTS, check_layout
+from .autograd import convolve_now, is_plain
 from .kernel import Kernel
-from .ops import Call, convolve_now, is_plain
+from .ops import Call
 from .tracing import is_replaced
 
 #: All that checks look at, which is everything but the values of tensors.

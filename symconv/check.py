@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .arguments import field_shape, operand_shape
+from .autograd import convolve
 from .functions import custom_grad, detach, ste
 from .geometry import Geometry
 from .kernel import Kernel
-from .ops import Call, convolve
+from .ops import Call
 from .reference import reference
 
 #: Central differences of step h in float64 are right to about h**2 and eps/h; near a pole only a smaller step is.

@@ -24,12 +24,13 @@ from .arguments import (
     collect,
     windows,
 )
+from .autograd import convolve
 from .backends import choose
 from .call_cache import CallKey, CheckedCall, cached_output, function_key, operand_key, remember
 from .errors import ArgumentError, ArgumentTypeError
 from .geometry import IntOrInts, per_axis
 from .kernel import Kernel, Signature, is_learned
-from .ops import Call, convolve
+from .ops import Call
 from .tracing import constant, is_recorded, is_replaced
 
 KernelLike: TypeAlias = Kernel | str | sp.Expr

@@ -36,3 +36,12 @@ def constant(function: Function) -> Function:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def untraced(function: Function) -> Function:
+    """Let `torch.compile` call a function as it stands, between two graphs.
+
+    This is what `torch.compiler.disable` sets; that would import torch._dynamo as well.
+    """
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function

@@ -128,21 +128,6 @@ def test_an_output_may_be_changed_in_place(backend: str) -> None:
         torch.testing.assert_close(changed, 3 * expected)
 
 
-def test_what_is_not_supported_raises(backend: str) -> None:
-    layer = sc.Conv1d("sum(sin(w*x))", 1, 1, 2, backend=backend)
-    x = torch.randn(1, 1, 4)
-    with pytest.raises(sc.errors.DerivativeError, match=r"torch\.func"):
-        torch.func.grad(lambda x: layer(x).sum())(x)
-    with pytest.raises(sc.errors.DerivativeError, match=r"torch\.func"):
-        torch.func.vmap(lambda x: layer(x))(torch.randn(3, 1, 1, 4))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(NotImplementedError, match="forward mode AD"):
-            layer(dual)
-    with pytest.raises(sc.errors.DerivativeError, match=r"torch\.func"):
-        torch.func.jvp(lambda x: layer(x), (x,), (torch.ones_like(x),))
-
-
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 
 

@@ -26,6 +26,7 @@ import symconv as sc
 from symconv.backends import backends, cpp, cpp_schedule
 from symconv.backends.cpp import generate
 from symconv.backends.cpp_schedule import CppPlan, plan_of, tiles_of
+from symconv.backends.native import ShapeError
 from symconv.backends.native_facts import Facts, facts_of
 from symconv.backends.native_schedule import Tiles
 from symconv.build.toolchain import find_toolchain
@@ -630,6 +631,21 @@ SUMS_OF_PIXELS = {
     "detached": "sum(w*x*floor(3*x[c, 0]))",
 }
 FIELDS = {"field": "q", "field per filter": "v", "field per tap": "k"}
+
+
+def test_a_strip_that_sees_too_much_is_refused() -> None:
+    """Two rows 39000 apart of an image 30000 wide: 1.2e9 places for each channel."""
+    kernel = sc.Kernel("sum(w*x)")
+    facts = facts_of(kernel, lower(kernel.formula, lift=True))
+    geometry = Geometry((2, 1), 1, (1, 1), ((0, 0), (0, 0)), (39000, 1), 1)
+
+    def plan(channels: int) -> CppPlan:
+        tensors = [torch.zeros(1).expand(1, channels, 40000, 30000), torch.zeros(1, channels, 2, 1)]
+        return plan_of(facts, "forward", tiles_of(facts, 32), 32, tensors, geometry, 1, None)
+
+    assert plan(1).output_shape == (1, 1, 1000, 30000)
+    with pytest.raises(ShapeError, match="fewer than 2\\*\\*31"):
+        plan(2)
 
 
 @pytest.mark.parametrize("name", SUMS_OF_PIXELS)

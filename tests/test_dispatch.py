@@ -75,16 +75,15 @@ def test_zeros_without_memory(backend: str) -> None:
     assert not linear(backend)(torch._efficientzerotensor(X.shape)).any()
 
 
-@pytest.mark.parametrize("made", ["compile", "trace", "export"])
+@pytest.mark.parametrize("made", ["trace", "export"])
 def test_forward_derivatives_of_recorded_calls_are_no_zeros(backend: str, made: str) -> None:
     layer = sc.Conv2d("sum(w*x)", 1, 2, 3, backend=backend)
     recorded = {
-        "compile": lambda: torch.compile(lambda x: torch.func.jvp(layer, (x,), (x,)), backend="eager"),
-        "trace": lambda: lambda x: torch.func.jvp(torch.jit.trace(layer, (X,)), (x,), (x,)),
-        "export": lambda: lambda x: torch.func.jvp(torch.export.export(layer, (X,)).module(), (x,), (x,)),
-    }[made]()
-    with pytest.raises((DerivativeError, RuntimeError), match=r"jvp\) (is|are) not supported"):
-        recorded(X)
+        "trace": lambda: torch.jit.trace(layer, (X,)),
+        "export": lambda: torch.export.export(layer, (X,)).module(),
+    }
+    with pytest.raises((DerivativeError, RuntimeError), match=r"jvp\) are not supported"):
+        torch.func.jvp(recorded[made](), (X,), (X,))
 
 
 def test_forward_derivatives_beside_a_layer(backend: str) -> None:

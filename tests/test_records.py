@@ -11,11 +11,12 @@ from oracles import random
 from torch import Tensor
 
 import symconv as sc
+from symconv.autograd import convolve
 from symconv.functions import BY_CLASS, FUNCTIONS, Function, Pointwise
 from symconv.geometry import Geometry
 from symconv.kernel import Kernel, kernel_of
 from symconv.lower import lower
-from symconv.ops import Call, convolve
+from symconv.ops import Call
 from symconv.printers.torch import TorchPrinter
 from symconv.reductions import BY_NODE, REDUCTIONS, TRANSFORMS
 from symconv.reference import reference

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..geometry import Geometry
+from .native import ShapeError
 from .native_facts import Facts, PassFacts
 from .native_schedule import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
@@ -64,6 +65,8 @@ MANY_TAPS = 64
 MANY_FILTERS = 16
 #: Gradients of weights sum so many windows before the lanes of their vectors are added, if strips are shorter.
 MANY_WINDOWS = 768
+#: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
+MOST_PLACES = 2**31
 #: So many bytes of scratch memory a plan keeps between calls.
 KEPT_SCRATCH = 16 * 1024
 
@@ -120,10 +123,17 @@ def plan_of(
     threads: int,
     function: Any,
 ) -> CppPlan:
-    """The plan for tensors of these shapes."""
+    """The plan for tensors of these shapes.
+
+    Raises:
+        ShapeError: if a strip sees too much of the image.
+    """
     real = real_bytes(tensors[0].dtype)
     layer = _Layer(facts, direction == "backward", tiles, vector_bytes // real, real, tensors, geometry, threads)
     strip = layer.strip()
+    places = max(layer.channels) * layer.line.planes * (strip + layer.line.halo + layer.width)
+    if places >= MOST_PLACES:
+        raise ShapeError(f"a strip of windows sees {places} places of the image; C++ kernels count fewer than 2**31")
     filter_step = layer.filter_step(strip)
     by_filters, by_positions = layer.by_filters(), layer.by_positions()
     work = layer.lines * -(-layer.line.length // strip) * -(-layer.filters // filter_step)
