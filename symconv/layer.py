@@ -203,8 +203,8 @@ class Layer(nn.Module):
                 )
 
     def _call(self, x: Tensor, others: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> Tensor:
-        given: dict[str, Any] = {"x": x, **inputs}
-        if others:
+        given: dict[str, Any] = {"x": x}
+        if others or inputs:
             given |= self._by_name(others, inputs)
         for name in self.signature.numbers:
             given[name] = getattr(self, name)
@@ -213,13 +213,17 @@ class Layer(nn.Module):
         return run(self.signature, self.rank, given, self._options)
 
     def _by_name(self, others: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Operands that were given by their place, after the input."""
+        """The operands of a call after the input, by their place or by their name."""
         signature = self.signature
         names = [name for name, role in zip(signature.tensors, signature.roles) if not is_learned(role)][1:]
         if len(others) > len(names) or any(name in inputs for name in names[: len(others)]):
             given = ", ".join(["input", *["a tensor"] * len(others), *(f"{name}=..." for name in inputs)])
             raise ArgumentTypeError(f"this layer takes ({', '.join(['input', *names])}), not ({given})")
-        return dict(zip(names, others))
+        for name in inputs:  # a mistyped one is refused with all other operands
+            if name not in names and name in (*signature.tensors, *signature.numbers):
+                place = "input" if name == "x" else f"layer.{self.SPELLED.get(name, name)}, which may be set"
+                raise ArgumentTypeError(f"{name} was given by its name, and in a call of this layer it is {place}")
+        return {**dict(zip(names, others)), **inputs}
 
     def _kernel_repr(self) -> str:
         """The name or the formula; of a long one the last lines."""

@@ -488,6 +488,13 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
         "takes (input, g), not (input, a tensor, g=...)",
         lambda: sc.Pool2d("g: input\nsum(g*x)", 2)(*torch.ones(2, 1, 1, 2, 2), g=torch.ones(1, 1, 2, 2)),
     ),
+    "a const in a call": (
+        TypeError,
+        "beta was given by its name, and in a call of this layer it is layer.beta, which may be set",
+        lambda: sc.Conv2d("beta: const = 1\nsum(w*x)*beta", 4, 2, 3)(X, beta=5),
+    ),
+    "a weight in a call": (TypeError, "it is layer.weight", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)(X, w=W)),
+    "the input by its name": (TypeError, "it is input", lambda: sc.Pool2d("max(x)", 2)(X, x=X)),
     "const": (TypeError, "beta has no value", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1)),
     "const type": (TypeError, "is a number", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1, beta="2")),
     "backend": (ValueError, "backend must be", lambda: sc.conv2d("sum(w*x)", X, W, backend="gpu")),
