@@ -117,6 +117,7 @@ class _Parser(Expressions):
         elif not isinstance(last, ast.Expr):
             raise self.error(last, "only declarations, lines 'name = expression' and a result are allowed")
         result = self.value(last.value)
+        self.check_defined(last.value, result.expr.xreplace(self.inlined))
         self.check_level(result)
         self.check_use(module)
         assert isinstance(result.expr, sp.Expr)
@@ -143,7 +144,9 @@ class _Parser(Expressions):
             raise self.error(statement.value, "a comparison is a condition, not a value; use it inside where(...)")
         value = self.spread(value)
         self.lines[name] = dataclasses.replace(value, expr=line_symbol(name))
-        self.inlined[line_symbol(name)] = value.expr.xreplace(self.inlined)
+        whole = value.expr.xreplace(self.inlined)
+        self.check_defined(statement.value, whole)
+        self.inlined[line_symbol(name)] = whole
         return name, value.expr  # type: ignore[return-value]
 
     def declare(self, statement: ast.AnnAssign) -> None:
