@@ -254,6 +254,8 @@ def test_sympy_that_is_not_of_the_language_is_refused() -> None:
     for expr in (sc.sum(sp.Symbol("z") * x), sc.sum(sp.gamma(x)), sp.Integral(x, x), sc.sum(sp.Mod(x, 2)), 3):
         with pytest.raises(FormulaError):
             sc.Kernel(expr)
+    with pytest.raises(FormulaError, match="ComplexInfinity is not part of the formula language"):
+        sc.Kernel(sc.sum(x) / 0)
 
 
 def test_kernels_from_the_expressions_of_others() -> None:

@@ -128,6 +128,8 @@ def test_bias_as_the_formula_or_the_caller_decides(backend: str) -> None:
     without = sc.Conv2d(LINEAR, 1, 2, 3, bias=False, backend=backend)
     assert without.bias is None
     assert without.kernel == sc.Kernel("sum(w*x)")
+    for scaled in ("p: param\nsum(w*x) + p*b", "p: param\nq = p*b\nsum(w*x) + q"):
+        assert sc.Conv2d(scaled, 1, 2, 3, bias=False).kernel.expr == without.kernel.expr
     x, w, b = random(1, 1, 4, 4), random(2, 1, 3, 3), random(2)
     assert torch.equal(sc.conv2d("sum(w*x)", x, w, b, backend=backend), sc.conv2d(LINEAR, x, w, b, backend=backend))
 

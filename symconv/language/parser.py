@@ -20,7 +20,7 @@ from ..errors import FormulaError, Span
 from ..reductions import REDUCTIONS
 from .axes import labels_of
 from .expressions import MAX_DEPTH, Expressions, Term, axis_name
-from .formula import Formula, in_order, line_symbol
+from .formula import Formula, line_symbol
 from .names import check_name, check_operand
 from .symbols import BUILTIN, MAX_BANK, Operand
 
@@ -121,10 +121,7 @@ class _Parser(Expressions):
         self.check_level(result)
         self.check_use(module)
         assert isinstance(result.expr, sp.Expr)
-        # What SymPy has cancelled is no operand: x + p - p has no p.
-        symbols = result.expr.free_symbols.union(*(expr.free_symbols for _, expr in named))
-        left = {symbol.operand for symbol in symbols if isinstance(symbol, Operand)}
-        return Formula(tuple(named), result.expr, in_order(left))
+        return Formula.of(named, result.expr)  # what SymPy has cancelled is no operand: x + p - p has no p
 
     def target(self, statement: ast.Assign) -> str:
         target = statement.targets[0]

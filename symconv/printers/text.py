@@ -9,7 +9,7 @@ import sympy as sp
 from ..errors import FormulaError
 from ..functions import FUNCTIONS, custom_grad
 from ..language.axes import WindowNode
-from ..language.formula import Formula, in_order
+from ..language.formula import Formula
 from ..language.symbols import BUILTIN, TAP_AXES, Operand
 from ..reductions import record_of
 from ..rewrite import oriented
@@ -84,6 +84,8 @@ class TextPrinter(SourcePrinter):
     def emptyPrinter(self, expr: Any) -> str:
         raise FormulaError(f"{type(expr).__name__} is not part of the formula language: {str(expr)[:80]}")
 
+    _print_ComplexInfinity = _print_NaN = emptyPrinter
+
 
 def print_formula(formula: Formula) -> str:
     """The formula in the text language: declarations, lines, result."""
@@ -111,7 +113,7 @@ def print_expression(expr: Any) -> str:
                 f"the symbol {symbol} was not declared; use symconv.const, param, weight, input or field, or one of "
                 f"{', '.join(BUILTIN)}"
             )
-    return print_formula(Formula((), expr, in_order(expr.free_symbols)))
+    return print_formula(Formula.of((), expr))
 
 
 def _unrolled(body: sp.Expr, *ranges: sp.Tuple) -> sp.Expr:
