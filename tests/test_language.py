@@ -7,6 +7,7 @@ import time
 
 import pytest
 import sympy as sp
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -272,6 +273,14 @@ def test_kernels_from_the_expressions_of_others() -> None:
         sc.Kernel(sc.sum(x) * sc.const("p", 1) * sc.const("p", 2))
 
 
+@pytest.mark.parametrize(("at_zero", "value"), [(0, 4.0), (1, 5.0), (sp.Rational(1, 2), 4.5), (-x, 4.0)])
+def test_a_step_has_the_value_at_0_that_it_was_given(at_zero: sp.Expr, value: float) -> None:
+    pixels = torch.tensor([[[-1.0, 0, 1, 2, 3, 4]]])
+    assert sc.pool1d(sc.sum(sc.Heaviside(x, at_zero)), pixels, 6, backend="torch").item() == value
+    gradient = sc.Kernel("sum(relu(x))").gradients()[x]
+    assert sc.pool1d(sc.sum(gradient), pixels, 6, backend="torch").item() == 4
+
+
 def test_names_of_symbols_are_checked() -> None:
     for name in ("x", "sum", "lambda", "1a", "a b", "torch", "weight", "é"):
         with pytest.raises(FormulaError):
@@ -288,6 +297,8 @@ def test_names_of_symbols_are_checked() -> None:
         lambda: sc.param("p", init=-1, positive=True),
         lambda: sc.field("q", per=sc.c),
         lambda: sc.sum(sc.x, dim="o"),
+        lambda: sc.max(sc.x, sc.w, dim=sc.t),
+        lambda: sc.min(sc.x, sc.w, 0, dim=sc.t),
         lambda: sc.custom_grad(sc.x, q=sc.x),
     ):
         with pytest.raises(FormulaError):

@@ -7,7 +7,7 @@ from typing import Any
 import sympy as sp
 
 from ..errors import FormulaError
-from ..functions import FUNCTIONS, custom_grad
+from ..functions import COMPARISONS, FUNCTIONS, case, custom_grad
 from ..language.axes import WindowNode
 from ..language.formula import Formula
 from ..language.symbols import BUILTIN, TAP_AXES, Operand
@@ -102,7 +102,7 @@ def print_expression(expr: Any) -> str:
         FormulaError: for a symbol that symconv did not hand out, or a node outside the language.
     """
     expr = sp.sympify(expr, strict=True) if not isinstance(expr, sp.Basic) else expr
-    expr = expr.replace(sp.Sum, _unrolled)
+    expr = expr.replace(sp.Sum, _unrolled).replace(sp.Heaviside, _step)
     for symbol in sorted(expr.free_symbols, key=sp.default_sort_key):
         if not isinstance(symbol, Operand):
             if symbol.name in BUILTIN:
@@ -114,6 +114,12 @@ def print_expression(expr: Any) -> str:
                 f"{', '.join(BUILTIN)}"
             )
     return print_formula(Formula.of((), expr))
+
+
+def _step(z: sp.Expr, at_zero: sp.Expr) -> sp.Expr:
+    """A step whose value at 0 is not 1/2 as that of the language, which reads `heaviside(z)`."""
+    step = sp.Heaviside(z)
+    return step if at_zero == sp.Rational(1, 2) else case(COMPARISONS[sp.Eq](z, sp.S.Zero), at_zero, step)
 
 
 def _unrolled(body: sp.Expr, *ranges: sp.Tuple) -> sp.Expr:
