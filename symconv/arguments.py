@@ -275,6 +275,12 @@ def real(value: Any) -> float | None:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
 
 
+def check_init(init: Any) -> None:
+    """Refuse what fills no weights: what is neither a function nor the name of one of `torch.nn.init`, nor None."""
+    if not (init is None or callable(init) or (isinstance(init, str) and hasattr(torch.nn.init, f"{init}_"))):
+        raise ArgumentError(f"init must be a function or a name of torch.nn.init such as 'zeros', not {init!r}")
+
+
 def check_fast_math(fast_math: Any) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(fast_math, bool):

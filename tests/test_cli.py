@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import subprocess
@@ -302,6 +303,13 @@ def test_a_standalone_pool(tmp_path: Path) -> None:
     assert torch.equal(theirs(x[0]), theirs(x)[0])
 
 
+def test_a_standalone_layer_knows_infinity(tmp_path: Path) -> None:
+    path = tmp_path / "clipped.py"
+    path.write_text(standalone(sc.Kernel("high: const = inf\nlow: param = -inf\nsum(w*clip(x, low, high))")))
+    layer, x = imported(path).Layer(2, 3, 3), torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight))
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 8, 8), (1, 8, 8), (8, 8), (1, 2, 4, 8, 8)])
 def test_a_standalone_layer_says_what_shape_it_takes(tmp_path: Path, shape: tuple[int, ...]) -> None:
     (tmp_path / "layer.py").write_text(standalone(sc.Kernel("sum(w*x)"), "Layer"))
@@ -350,6 +358,8 @@ def test_what_cannot_be_written_is_refused() -> None:
         lambda: standalone(sc.Kernel("sum(w*x*dz)"), rank=2),
         lambda: standalone(sc.Kernel("beta: const\nsum(beta*w*x)")),
         lambda: standalone(sc.Kernel("sum(w*x)", init=torch.nn.init.zeros_)),
+        lambda: standalone(sc.Kernel("sum(w*x)", init="nothing")),
+        *(functools.partial(standalone, sc.Kernel("sum(w*x)"), name) for name in ("Sum", "Tensor", "forward", "zip")),
     ):
         with pytest.raises(sc.ArgumentError):
             mistake()

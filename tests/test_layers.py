@@ -506,6 +506,7 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "pool weight": (ValueError, "Conv2d", lambda: sc.Pool2d("sum(w*x)", 2)),
     "pool function": (ValueError, "conv2d", lambda: sc.pool2d("sum(w*x)", X, 2)),
     "init": (ValueError, "torch.nn.init", lambda: sc.Conv2d(LINEAR, 1, 1, 1, init="nothing")),
+    "init type": (ValueError, "torch.nn.init", lambda: sc.Conv2d(LINEAR, 1, 1, 1, init=5)),
     "attribute": (ValueError, "rename it", lambda: sc.Conv2d("training: weight\nsum(training*x)", 1, 1, 1)),
     "formula": (sc.FormulaError, "did you mean", lambda: sc.Conv2d("sum(w*xx)", 1, 1, 1)),
 }  # fmt: skip
