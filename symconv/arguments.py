@@ -300,5 +300,5 @@ def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
     """Refuse groups that do not divide the channels."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if channels % groups or channels < 1:
+        if channels < 1 or groups < 1 or channels % groups:
             raise ArgumentError(f"{name} ({channels}) must be a positive multiple of groups ({groups})")

@@ -86,14 +86,14 @@ class Layer(nn.Module):
         if options.backend != "auto":
             backend_named(options.backend)
         check_fast_math(options.fast_math)
-        value = float(options.padding_value)
+        value = float(options.padding_value or 0.0)
         self._options = dataclasses.replace(
             options, stride=stride, padding=padding, dilation=dilation, padding_value=value
         )
         #: The learned operands, and the attributes that hold them.
         self._learned: list[tuple[str, str]] = []
         self._set_constants(values)
-        self.initial = self._initial(values)
+        self._initials = self._initial(values)
         if values:
             name = min(values)
             known = [*inspect.signature(type(self)).parameters, *self.signature.numbers, *self.signature.names("param")]
@@ -171,7 +171,7 @@ class Layer(nn.Module):
             self._check_free(spelled)
             self._learned.append((name, spelled))
             shape = operand_shape(axes, in_channels, geometry, bank)
-            initial = self.initial.get(name)
+            initial = self._initials.get(name)
             if isinstance(initial, Tensor) and not _broadcasts(initial.shape, shape):
                 raise ArgumentError(
                     f"the initial value of {name} has shape {list(initial.shape)}, expected {list(shape)}"
@@ -182,7 +182,7 @@ class Layer(nn.Module):
 
     def _fill_params(self) -> None:
         """Give the parameters their initial values."""
-        for name, value in self.initial.items():
+        for name, value in self._initials.items():
             parameter = getattr(self, name)
             filled = torch.as_tensor(value, dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
             if parametrize.is_parametrized(self, name):

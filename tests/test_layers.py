@@ -507,6 +507,8 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "pool function": (ValueError, "conv2d", lambda: sc.pool2d("sum(w*x)", X, 2)),
     "init": (ValueError, "torch.nn.init", lambda: sc.Conv2d(LINEAR, 1, 1, 1, init="nothing")),
     "init type": (ValueError, "torch.nn.init", lambda: sc.Conv2d(LINEAR, 1, 1, 1, init=5)),
+    "padding value": (TypeError, "not 'a'", lambda: sc.pool2d("max(x)", X, 2, padding_value="a")),
+    "no channels": (ValueError, "in_channels (0) must be", lambda: sc.pool2d("max(x)", X[:, :0], 2)),
     "attribute": (ValueError, "rename it", lambda: sc.Conv2d("training: weight\nsum(training*x)", 1, 1, 1)),
     "formula": (sc.FormulaError, "did you mean", lambda: sc.Conv2d("sum(w*xx)", 1, 1, 1)),
 }  # fmt: skip
@@ -548,6 +550,10 @@ def test_the_value_of_a_padding_decides_also_as_a_tensor() -> None:
         given = {"padding": 1, "padding_mode": "constant"}
         output = sc.conv2d("sum(w*x)", X, W, **given, padding_value=torch.tensor(value))
         assert torch.equal(output, sc.conv2d("sum(w*x)", X, W, **given, padding_value=value))
+
+
+def test_none_is_no_value_of_a_padding() -> None:
+    assert torch.equal(sc.Pool2d("mean(x)", 2, padding_value=None)(X), sc.pool2d("mean(x)", X, 2, padding_value=None))
 
 
 def test_a_layer_may_be_given_lists_afterwards() -> None:
@@ -638,6 +644,7 @@ def test_the_options_shown_are_taken() -> None:
 
 
 def test_operands_may_be_called_like_arguments_of_ours() -> None:
+    assert torch.equal(sc.Pool2d("initial: const = 2\nsum(x)*initial", 2)(X), 2 * sc.Pool2d("sum(x)", 2)(X))
     for name in ("rank", "said"):
         output = sc.conv2d(f"{name}: const = 2\nsum(w*x)*{name}", X, W, **{name: 3.0})
         assert torch.equal(output, sc.conv2d("sum(w*x)", X, W) * 3)
