@@ -208,6 +208,13 @@ def test_refused_with_a_reason(text: str) -> None:
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), FormulaError)
 
 
+def test_lines_end_as_on_any_system() -> None:
+    for end in ("\n", "\r\n", "\r"):
+        assert sc.Kernel(f"a = x*w  # a comment{end}sum(a)").text == "a = w*x\nsum(a)"
+        with pytest.raises(FormulaError, match="still varies"):
+            sc.Kernel(f"# a comment{end}x*w")
+
+
 def test_the_caret_stands_under_the_place() -> None:
     with pytest.raises(FormulaError) as caught:
         sc.Kernel("a = x - w\nsum(abs(a)) + max(xx)")

@@ -448,6 +448,12 @@ def test_a_time_limit_that_is_no_number(fake, monkeypatch, value):
         find_toolchain()
 
 
+@pytest.mark.parametrize("value", ["inf", "1e12"])
+def test_no_limit_in_time(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("SYMCONV_COMPILE_TIMEOUT", value)
+    assert run_module.run([sys.executable, "-c", "print('done')"], tmp_path) == "done\n"
+
+
 def test_threads_try_it_once(fake):
     compiler, found, start = fake(), [], threading.Barrier(8)
 

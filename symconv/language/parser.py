@@ -51,7 +51,7 @@ def parse(text: str) -> Formula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"a formula is a str or a SymPy expression, not {type(text).__name__}")
-    text = textwrap.dedent(text.replace("\r\n", "\n")).strip()
+    text = textwrap.dedent(text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     formula = _Parser(text).formula(_syntax_tree(text))
     for _ in range(MAX_READINGS):  # SymPy simplifies some terms only when they are read again
         if formula.text == text:
