@@ -57,11 +57,11 @@ class TextPrinter(SourcePrinter):
 
     _print_Heaviside = _print_sign = _print_floor = _print_ceiling = _print_Function
 
-    def _print_Max(self, expr: sp.Expr) -> str:
-        return f"max({', '.join(self._print(argument) for argument in sorted(expr.args, key=sp.default_sort_key))})"
+    def _print_Max(self, expr: sp.Max | sp.Min) -> str:
+        name = "max" if isinstance(expr, sp.Max) else "min"
+        return f"{name}({', '.join(map(self._print, sorted(expr.args, key=sp.default_sort_key)))})"
 
-    def _print_Min(self, expr: sp.Expr) -> str:
-        return f"min({', '.join(self._print(argument) for argument in sorted(expr.args, key=sp.default_sort_key))})"
+    _print_Min = _print_Max
 
     def _print_Piecewise(self, expr: sp.Piecewise) -> str:
         *cases, (last, condition) = expr.args
