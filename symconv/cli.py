@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import platform
 import sys
 import time
@@ -333,6 +332,7 @@ def doctor() -> None:
 
     from .backends import backends
     from .build.cache import Cache
+    from .build.environment import building_is_forbidden
     from .build.toolchain import find_toolchain
 
     console = Console(highlight=False, soft_wrap=True)
@@ -366,7 +366,7 @@ def doctor() -> None:
         )
     except SymconvError as error:
         table.add_row("cache", f"[red]unusable[/]: {escape(str(error))}")
-    if os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0"):
+    if building_is_forbidden():
         table.add_row("SYMCONV_DISABLE_JIT", "set: kernels that are not in the cache are refused")
     console.print(table)
 

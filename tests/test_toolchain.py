@@ -320,7 +320,7 @@ def test_a_compiler_that_changed_is_tried_again(fake):
     assert len(compiler.calls) == 3 * calls
 
 
-@pytest.mark.parametrize("what", ["_processor", "TORCH", "_OWN_SOURCE"])
+@pytest.mark.parametrize("what", ["_processor", "TORCH", "OWN_SOURCE"])
 def test_what_else_makes_it_try_again(fake, monkeypatch, what):
     compiler = fake()
     find_toolchain()
