@@ -25,11 +25,11 @@ from ..errors import BackendError
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import static_headers
-from .cuda_flat_schedule import flat_cut
-from .cuda_schedule import CudaPlan, Cut, Packed, block_cut
+from .cuda_flat_plan import flat_cut
+from .cuda_plan import CudaPlan, Cut, Packed, block_cut
 from .native import FACTS, NativeBackend, NativeKernel, ShapeError, defines_of
 from .native_facts import Facts, facts_of
-from .native_schedule import line_of, ranked
+from .native_plan import line_of, ranked
 
 log = logging.getLogger("symconv")
 
