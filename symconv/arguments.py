@@ -275,6 +275,12 @@ def real(value: Any) -> float | None:
     return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
 
 
+def check_init(init: Any) -> None:
+    """Refuse what fills no weights: what is neither a function nor the name of one of `torch.nn.init`, nor None."""
+    if not (init is None or callable(init) or (isinstance(init, str) and hasattr(torch.nn.init, f"{init}_"))):
+        raise ArgumentError(f"init must be a function or a name of torch.nn.init such as 'zeros', not {init!r}")
+
+
 def check_fast_math(fast_math: Any) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(fast_math, bool):
@@ -294,5 +300,5 @@ def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
     """Refuse groups that do not divide the channels."""
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if channels % groups or channels < 1:
+        if channels < 1 or groups < 1 or channels % groups:
             raise ArgumentError(f"{name} ({channels}) must be a positive multiple of groups ({groups})")

@@ -168,7 +168,7 @@ def _operands(
         if positive:
             given[name] = torch.as_tensor(given[name]).abs() + 0.5
     for name, value in zip(signature.numbers, signature.values):
-        given[name] = 1.5 if value is None else value
+        given[name] = value if value is not None else 0.5 if name in signature.shares else 1.5
     return given
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import platform
 import sys
 import time
@@ -59,7 +58,7 @@ class _FormulaCommand(click.Command):
     """A command whose formula may begin with a minus sign without being taken for an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        formulas = [arg for arg in args if arg.startswith("-") and "(" in arg]
+        formulas = [arg for arg in args if arg.startswith("-") and not arg.startswith("--") and "(" in arg]
         if formulas and "--" not in args:
             args = [arg for arg in args if arg not in formulas] + ["--", *formulas]
         return super().parse_args(ctx, args)
@@ -265,7 +264,7 @@ def precompile(
     if not kernels:
         raise click.UsageError("give formulas, or --zoo NAME")
     x = [int(size) for size in shape.split(",") if size.strip().isdecimal()]
-    if not 3 <= len(x) <= 5 or len(x) != len(shape.split(",")):
+    if not 3 <= len(x) <= 5 or len(x) != len(shape.split(",")) or 0 in x:
         raise click.UsageError(f"--input must be N,C and one to three sizes, like 32,64,56,56, not {shape!r}")
     console = Console(highlight=False, soft_wrap=True)
     for kernel in kernels:
@@ -333,6 +332,7 @@ def doctor() -> None:
 
     from .backends import backends
     from .build.cache import Cache
+    from .build.environment import building_is_forbidden
     from .build.toolchain import find_toolchain
 
     console = Console(highlight=False, soft_wrap=True)
@@ -366,7 +366,7 @@ def doctor() -> None:
         )
     except SymconvError as error:
         table.add_row("cache", f"[red]unusable[/]: {escape(str(error))}")
-    if os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0"):
+    if building_is_forbidden():
         table.add_row("SYMCONV_DISABLE_JIT", "set: kernels that are not in the cache are refused")
     console.print(table)
 
@@ -415,7 +415,7 @@ def cache_prune(size: float) -> None:
     """Remove the least recently used entries."""
     from .build.cache import Cache
 
-    removed = Cache().prune(int(size * 2**20))
+    removed = Cache().prune(size * 2**20)
     click.echo(f"removed {len(removed)} entries, {_bytes(sum(entry.size for entry in removed))}")
 
 

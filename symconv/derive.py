@@ -16,8 +16,8 @@ from .errors import DerivativeError
 from .functions import UNBOUNDED, power_log
 from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
-from .language.formula import Formula, in_order
-from .language.symbols import BUILTIN, Access, Operand
+from .language.formula import Formula
+from .language.symbols import Access, Operand
 from .reductions import record_of, sum_of
 from .rewrite import kinked, readable, to_sympy
 
@@ -253,6 +253,4 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
         else:
             motion = dot(node.args[0])
             dots[symbol] = record.adjoint(node, motion)[0] if motion != 0 else sp.S.Zero
-    expr = to_sympy(tidy(chain.whole(dot(chain.result))))
-    used = {symbol.operand for symbol in expr.free_symbols if isinstance(symbol, Operand)}
-    return Formula((), expr, in_order(used & {*formula.operands, *directions.values(), *BUILTIN.values()}))
+    return Formula.of((), to_sympy(tidy(chain.whole(dot(chain.result)))))

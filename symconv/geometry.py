@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, NamedTuple, SupportsIndex, TypeAlias
 
 import torch
@@ -148,12 +150,14 @@ def padding_pairs(
 
 
 def check_padding_mode(mode: str, value: Any) -> None:
-    """Refuse an unknown padding mode, and a value for one that pads with something else.
+    """Refuse an unknown padding mode, a value that is no number, and one for a mode that pads with something else.
 
     As `torch.nn.functional.pad` does; 0 and None say nothing.
     """
     if mode not in PADDING_MODES:
         raise ArgumentError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, not {mode!r}")
+    if not isinstance(value, (numbers.Real, torch.Tensor, NoneType)) and getattr(value, "ndim", None) != 0:
+        raise ArgumentTypeError(f"padding_value must be a number, not {value!r}")
     if mode != "constant" and value is not None and value != 0:
         raise ArgumentError(
             f"padding_value={value!r} is for padding_mode='constant', and padding_mode is {mode!r}, which takes no "

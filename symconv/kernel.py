@@ -12,7 +12,7 @@ import sympy as sp
 from .derive import gradients, tangent
 from .errors import FormulaError
 from .language.axes import WindowNode, domain, labels_of
-from .language.formula import Formula, in_order
+from .language.formula import Formula
 from .language.parser import parse
 from .language.symbols import Access, Operand, b, x
 from .printers.mathematics import latex_lines, pretty
@@ -254,14 +254,13 @@ class Kernel:
 
     @functools.cached_property
     def _with_b(self) -> Kernel:
-        formula = Formula(self.formula.lines, self.formula.result + b, in_order([*self.formula.operands, b]))
+        formula = Formula.of(self.formula.lines, self.formula.result + b)
         return Kernel(formula.text, self.name, self.init)
 
     @functools.cached_property
     def _without_b(self) -> Kernel:
-        lines = tuple((name, expr.xreplace({b: sp.S.Zero})) for name, expr in self.formula.lines)
-        operands = in_order(operand for operand in self.formula.operands if operand != b)
-        formula = Formula(lines, self.formula.result.xreplace({b: sp.S.Zero}), operands)
+        lines = ((name, expr.xreplace({b: sp.S.Zero})) for name, expr in self.formula.lines)
+        formula = Formula.of(lines, self.formula.result.xreplace({b: sp.S.Zero}))
         return Kernel(formula.text, self.name, self.init)
 
     def tangent(self, names: tuple[str, ...]) -> tuple[Kernel, tuple[str, ...]]:

@@ -86,14 +86,14 @@ class Layer(nn.Module):
         if options.backend != "auto":
             backend_named(options.backend)
         check_fast_math(options.fast_math)
-        value = float(options.padding_value)
+        value = float(options.padding_value or 0.0)
         self._options = dataclasses.replace(
             options, stride=stride, padding=padding, dilation=dilation, padding_value=value
         )
         #: The learned operands, and the attributes that hold them.
         self._learned: list[tuple[str, str]] = []
         self._set_constants(values)
-        self.initial = self._initial(values)
+        self._initials = self._initial(values)
         if values:
             name = min(values)
             known = [*inspect.signature(type(self)).parameters, *self.signature.numbers, *self.signature.names("param")]
@@ -171,7 +171,7 @@ class Layer(nn.Module):
             self._check_free(spelled)
             self._learned.append((name, spelled))
             shape = operand_shape(axes, in_channels, geometry, bank)
-            initial = self.initial.get(name)
+            initial = self._initials.get(name)
             if isinstance(initial, Tensor) and not _broadcasts(initial.shape, shape):
                 raise ArgumentError(
                     f"the initial value of {name} has shape {list(initial.shape)}, expected {list(shape)}"
@@ -182,7 +182,7 @@ class Layer(nn.Module):
 
     def _fill_params(self) -> None:
         """Give the parameters their initial values."""
-        for name, value in self.initial.items():
+        for name, value in self._initials.items():
             parameter = getattr(self, name)
             filled = torch.as_tensor(value, dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
             if parametrize.is_parametrized(self, name):
@@ -203,8 +203,8 @@ class Layer(nn.Module):
                 )
 
     def _call(self, x: Tensor, others: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> Tensor:
-        given: dict[str, Any] = {"x": x, **inputs}
-        if others:
+        given: dict[str, Any] = {"x": x}
+        if others or inputs:
             given |= self._by_name(others, inputs)
         for name in self.signature.numbers:
             given[name] = getattr(self, name)
@@ -213,13 +213,17 @@ class Layer(nn.Module):
         return run(self.signature, self.rank, given, self._options)
 
     def _by_name(self, others: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Operands that were given by their place, after the input."""
+        """The operands of a call after the input, by their place or by their name."""
         signature = self.signature
         names = [name for name, role in zip(signature.tensors, signature.roles) if not is_learned(role)][1:]
         if len(others) > len(names) or any(name in inputs for name in names[: len(others)]):
             given = ", ".join(["input", *["a tensor"] * len(others), *(f"{name}=..." for name in inputs)])
             raise ArgumentTypeError(f"this layer takes ({', '.join(['input', *names])}), not ({given})")
-        return dict(zip(names, others))
+        for name in inputs:  # a mistyped one is refused with all other operands
+            if name not in names and name in (*signature.tensors, *signature.numbers):
+                place = "input" if name == "x" else f"layer.{self.SPELLED.get(name, name)}, which may be set"
+                raise ArgumentTypeError(f"{name} was given by its name, and in a call of this layer it is {place}")
+        return {**dict(zip(names, others)), **inputs}
 
     def _kernel_repr(self) -> str:
         """The name or the formula; of a long one the last lines."""

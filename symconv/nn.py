@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from .arguments import Options, check_counts, check_groups
+from .arguments import Options, check_counts, check_groups, check_init
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import KernelLike, as_kernel, is_kernel
 from .geometry import IntOrInts, count, per_axis, whole
@@ -96,10 +96,7 @@ class Conv(Layer):
         check_counts(self.signature, {"x": in_channels}, out_channels, groups)
         self.in_channels = in_channels
         self.init = init if init is not None else self.kernel.init
-        if isinstance(self.init, str) and not hasattr(nn.init, f"{self.init}_"):
-            raise ArgumentError(
-                f"init must be a function or a name of torch.nn.init such as 'zeros', not {self.init!r}"
-            )
+        check_init(self.init)
         self._register(in_channels, out_channels, groups, device, dtype)
         for spelled in self.SPELLED.values():
             if spelled not in self._parameters:

@@ -138,7 +138,7 @@ def _(
 ) -> list[Tensor]:
     call = _call(formula, backend, fast_math, numbers, geometry)
     x = tensors[0]
-    shape = (x.shape[0], call.geometry.out_channels, *call.geometry.output_size(x.shape[2:]))
+    shape = call.geometry.output_shape(x.shape)
     dtypes = {"value": torch.promote_types(x.dtype, torch.float32), "position": torch.int32}
     return [x.new_empty(shape), *(x.new_empty(shape, dtype=dtypes[kind]) for kind in call.compiled.kept)]
 

@@ -19,7 +19,7 @@ import sympy as sp
 import torch
 
 from .accumulators import Accumulators
-from .errors import DerivativeError
+from .errors import DerivativeError, FormulaError
 from .functions import case, ceil, floor, is_zero, less, reciprocal, same, shift
 from .language.axes import WindowNode, domain, labels_of, without
 
@@ -443,9 +443,17 @@ def record_of(node: sp.Basic) -> Reduction:
 
 def max_(*values: sp.Expr, dim: Any = None) -> sp.Expr:
     """The maximum over the window of one value; of two or more, the largest of them at each tap (Python's own rule)."""
-    return LargestOf(*values, dim=dim) if len(values) == 1 else sp.Max(*values)
+    return _extremum(LargestOf, sp.Max, values, dim)
 
 
 def min_(*values: sp.Expr, dim: Any = None) -> sp.Expr:
     """The minimum over the window of one value; of two or more, the smallest of them at each tap."""
-    return SmallestOf(*values, dim=dim) if len(values) == 1 else sp.Min(*values)
+    return _extremum(SmallestOf, sp.Min, values, dim)
+
+
+def _extremum(of_window: Any, of_several: Any, values: tuple[sp.Expr, ...], dim: Any) -> sp.Expr:
+    if len(values) == 1:
+        return of_window(*values, dim=dim)
+    if dim is not None:
+        raise FormulaError(f"{of_window.__name__} of {len(values)} values is one at each tap, without dim={dim}")
+    return of_several(*values)

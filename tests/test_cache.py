@@ -254,7 +254,7 @@ def test_an_upgrade_on_disk_does_not_change_the_key_of_the_code_that_runs(tmp_pa
     program = """
 import sys, symconv
 from symconv.build.key import content_key, generator_fields
-before = symconv.build.key._OWN_SOURCE
+before = symconv.build.key.OWN_SOURCE
 open(sys.argv[1], "a").write("\\n")
 assert generator_fields()["source"] == before
 """

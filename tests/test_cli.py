@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 import subprocess
@@ -76,6 +77,7 @@ def test_precompile_says_what_a_layer_takes_of_a_gpu() -> None:
     assert "backward_images" in run("precompile", "sum(w*x)", "--input", "2,8,9,9,9", "--filters", "8")
     for options, said in (
         (("--input", "2,8"), "N,C and one to three sizes"),
+        (("--input", "2,0,8,8"), "N,C and one to three sizes"),
         (("--input", "2,8,20,20", "--groups", "3"), "must divide 8 channels"),
         (("--input", "2,8,1,1", "--padding", "0"), "does not fit"),
         (("--dtype", "int8"), "no dtype 'int8'"),
@@ -166,7 +168,11 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "formula", ["sum(acos(2*x))", "sum(log(x - w))", "sum(sqrt(w - x))", "sum(exp(100*x*w))", "detach(sum(x*w))"]
+    "formula",
+    [
+        *("sum(acos(2*x))", "sum(log(x - w))", "sum(sqrt(w - x))", "sum(exp(100*x*w))", "detach(sum(x*w))"),
+        "q: const\nquantile(x, q)",
+    ],
 )
 def test_check_looks_where_a_formula_is_defined(formula: str) -> None:
     report = sc.Kernel(formula).check()
@@ -201,6 +207,7 @@ def test_cache_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     run("show", "sum(w*x*0.3217)")
     assert "0.3217" in run("cache", "list")
     assert "--size" in run("cache", "prune", code=2)  # which would remove everything
+    assert "removed 0 entries" in run("cache", "prune", "--size", "inf")
     assert "removed 1 entries" in run("cache", "prune", "--size", "0")
     run("show", "sum(w*x*0.3218)")
     run("cache", "clear", code=1, input="n\n")
@@ -302,6 +309,13 @@ def test_a_standalone_pool(tmp_path: Path) -> None:
     assert torch.equal(theirs(x[0]), theirs(x)[0])
 
 
+def test_a_standalone_layer_knows_infinity(tmp_path: Path) -> None:
+    path = tmp_path / "clipped.py"
+    path.write_text(standalone(sc.Kernel("high: const = inf\nlow: param = -inf\nsum(w*clip(x, low, high))")))
+    layer, x = imported(path).Layer(2, 3, 3), torch.randn(1, 2, 5, 5)
+    torch.testing.assert_close(layer(x), torch.nn.functional.conv2d(x, layer.weight))
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 8, 8), (1, 8, 8), (8, 8), (1, 2, 4, 8, 8)])
 def test_a_standalone_layer_says_what_shape_it_takes(tmp_path: Path, shape: tuple[int, ...]) -> None:
     (tmp_path / "layer.py").write_text(standalone(sc.Kernel("sum(w*x)"), "Layer"))
@@ -340,6 +354,7 @@ def test_a_standalone_file_imports_only_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("(1, 4, 8, 8)"), done.stderr
     assert "exists" in run("generate", "sum(w*x)", "-o", str(path), code=2)
+    assert "wrote" in run("generate", "-sum(w*x)", f"--output={tmp_path / 'layer (2).py'}")
     assert "imports only torch" in run("generate", "sum(w*x)", "-o", str(path), "--force")
     assert run("generate", "sum(w*x)").startswith('"""sum(w*x)')
 
@@ -350,6 +365,8 @@ def test_what_cannot_be_written_is_refused() -> None:
         lambda: standalone(sc.Kernel("sum(w*x*dz)"), rank=2),
         lambda: standalone(sc.Kernel("beta: const\nsum(beta*w*x)")),
         lambda: standalone(sc.Kernel("sum(w*x)", init=torch.nn.init.zeros_)),
+        lambda: standalone(sc.Kernel("sum(w*x)", init="nothing")),
+        *(functools.partial(standalone, sc.Kernel("sum(w*x)"), name) for name in ("Sum", "Tensor", "forward", "zip")),
     ):
         with pytest.raises(sc.ArgumentError):
             mistake()

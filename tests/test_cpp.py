@@ -23,12 +23,12 @@ import pytest
 import torch
 
 import symconv as sc
-from symconv.backends import backends, cpp, cpp_schedule
+from symconv.backends import backends, cpp, cpp_plan
 from symconv.backends.cpp import generate
-from symconv.backends.cpp_schedule import CppPlan, plan_of, tiles_of
+from symconv.backends.cpp_plan import CppPlan, plan_of, tiles_of
 from symconv.backends.native import ShapeError
 from symconv.backends.native_facts import Facts, facts_of
-from symconv.backends.native_schedule import Tiles
+from symconv.backends.native_plan import Tiles
 from symconv.build.toolchain import find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
 from symconv.functions import BY_CLASS, FUNCTIONS
@@ -583,7 +583,7 @@ def test_gradients_of_images_need_no_zeros_to_be_added_to(
     for batch, size, padding, (kernel_size, dilation) in itertools.product([1, 2], shapes, [0, 2], windows):
         if min(size) + 2 * padding < (kernel_size - 1) * dilation + 1:
             continue
-        monkeypatch.setattr(cpp_schedule, "cache_bytes", functools.partial(int, batch * 8192))
+        monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, batch * 8192))
         x, g = (torch.randn(batch, n, *size, dtype=torch.float64, requires_grad=True) for n in (4, 1))
         w = torch.randn(4, 2, kernel_size, kernel_size, dtype=torch.float64)
         images = {"x": x, "g": g} if "g" in formula else {"x": x}
@@ -667,7 +667,7 @@ def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch
         (320, 6, 2, "constant", (3, 2), (60, 40), {"padding": 2, "stride": (1, 3), "dilation": 2}),
         (128, 4, 4, "ignore", 3, (5, 20, 17), {"padding": 1, "stride": (2, 1, 1)}),
     ):
-        monkeypatch.setattr(cpp_schedule, "cache_bytes", functools.partial(int, cache * 1024))
+        monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, cache * 1024))
         torch.manual_seed(0)
         kind = sc.Conv3d if len(size) == 3 else sc.Conv2d
         options = {"groups": groups, "padding_mode": padding_mode, "dtype": torch.float64, **more}

@@ -24,10 +24,10 @@ import symconv as sc
 from symconv import zoo
 from symconv.backends import backends
 from symconv.backends.cuda import CudaBackend, cut_of, fitted, generate, precompiled, unspilled
-from symconv.backends.cuda_flat_schedule import STAGE, flat_cut
-from symconv.backends.cuda_schedule import CudaPlan, Cut, block_cut, blocks_at_a_time
+from symconv.backends.cuda_flat_plan import STAGE, flat_cut
+from symconv.backends.cuda_plan import CudaPlan, Cut, block_cut, blocks_at_a_time
 from symconv.backends.native_facts import Facts
-from symconv.backends.native_schedule import TENSOR
+from symconv.backends.native_plan import TENSOR
 from symconv.build import driver, emulation
 from symconv.build.nvrtc import architectures, cubin
 from symconv.errors import BackendError, CompilationError, InternalError, SymconvWarning
@@ -498,7 +498,7 @@ def test_what_is_never_written_shows(include: Path, monkeypatch: pytest.MonkeyPa
 def test_shared_memory_that_is_asked_too_small_is_found(include: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results(KERNELS["adder"], 0, monkeypatch)
     backends()["cuda-emu"]._compiled.clear()
-    monkeypatch.setattr("symconv.backends.cuda_flat_schedule.WINDOWS", 0)
+    monkeypatch.setattr("symconv.backends.cuda_flat_plan.WINDOWS", 0)
     with pytest.raises(InternalError, match="beyond its shared memory"):
         results(KERNELS["adder"], 0, monkeypatch)
 

@@ -145,4 +145,4 @@ def test_layouts_of_views_do_not_pile_up() -> None:
     for width in range(20, 600):
         linear("cpp")(torch.ones(1, 1, 8, width)[..., 2:18])
     plans = sc.backends.backend("cpp").compile(sc.Kernel("sum(w*x)"))._plans.values()
-    assert max(len(plan._layouts) for plan in plans) <= sc.backends.native_schedule.MAX_LAYOUTS
+    assert max(len(plan._layouts) for plan in plans) <= sc.backends.native_plan.MAX_LAYOUTS

@@ -106,6 +106,10 @@ def test_latex_tells_how_far_an_operator_reaches(formula: str, value: str) -> No
     assert shown == rf"\begin{{aligned}}y &= {value}"
 
 
+def test_latex_of_a_power_of_what_cancels() -> None:
+    assert r"\frac{\partial y}{\partial w} &= 1^{3}" in sc.Kernel("a = x/x\nsum(w*a**3)").latex()
+
+
 def test_latex_of_a_derivative_tells_it_too() -> None:
     of_maxima, of_mean = sc.Kernel("max(x)*max(w)").latex(), sc.Kernel("mean(x, weight=w)").latex()
     assert r"{\partial x} &= \mathbf{1}_{\operatorname{argmax}} \left(x\right) \max_{c,t} w \\" in of_maxima

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import sympy as sp
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -167,6 +168,12 @@ REFUSED = {
     "inf - inf + sum(x)": "no real, defined value",
     "sum((-8)**(1/3)*x)": "a root of -1",
     "sum((-x**2)**(1/3))": "a root of -1",
+    "n = 0\nsum(x)/n": "no real, defined value",
+    "n = -1\nm = sqrt(n)\nsum(x)*m": "a root of -1",
+    "n = 2\nsum(acos(n)*x)": "no real, defined value",
+    "n = 1000\nsum(exp(n)*x)": "an overflow",
+    "sum(pow(x, 1000))": "the power is too large",
+    "n = 1000\nsum(x**n)": "the power is too large",
     "1e999*sum(x)": "too large",
     "sum(exp(1000)*x)": "no finite value",
     "sum(bspline(x, 9))": "whole degree",
@@ -201,6 +208,13 @@ def test_refused_with_a_reason(text: str) -> None:
     assert isinstance(pickle.loads(pickle.dumps(caught.value)), FormulaError)
 
 
+def test_lines_end_as_on_any_system() -> None:
+    for end in ("\n", "\r\n", "\r"):
+        assert sc.Kernel(f"a = x*w  # a comment{end}sum(a)").text == "a = w*x\nsum(a)"
+        with pytest.raises(FormulaError, match="still varies"):
+            sc.Kernel(f"# a comment{end}x*w")
+
+
 def test_the_caret_stands_under_the_place() -> None:
     with pytest.raises(FormulaError) as caught:
         sc.Kernel("a = x - w\nsum(abs(a)) + max(xx)")
@@ -216,6 +230,8 @@ BOMBS = {
     "nested parentheses": "(" * 10_000 + "x" + ")" * 10_000,
     "fewer nested parentheses": "sum(" + "(" * 100 + "x" + ")" * 101,
     "a tower": "9**9**9**9",
+    "a tower of functions": "sum(x)*pow(9, 387420489)",
+    "a tower of lines": "n = 9\nm = 387420489\nsum(x)*n**m",
     "a power of a power": "sum((((x*99)**99)**99)**99)*9**9**9",
     "minus signs": "-" * 9_000 + "x",
     "a chain of powers": "x**" * 3_000 + "x",
@@ -246,6 +262,8 @@ def test_sympy_that_is_not_of_the_language_is_refused() -> None:
     for expr in (sc.sum(sp.Symbol("z") * x), sc.sum(sp.gamma(x)), sp.Integral(x, x), sc.sum(sp.Mod(x, 2)), 3):
         with pytest.raises(FormulaError):
             sc.Kernel(expr)
+    with pytest.raises(FormulaError, match="ComplexInfinity is not part of the formula language"):
+        sc.Kernel(sc.sum(x) / 0)
 
 
 def test_kernels_from_the_expressions_of_others() -> None:
@@ -260,6 +278,14 @@ def test_kernels_from_the_expressions_of_others() -> None:
     )
     with pytest.raises(FormulaError, match="defined twice"):
         sc.Kernel(sc.sum(x) * sc.const("p", 1) * sc.const("p", 2))
+
+
+@pytest.mark.parametrize(("at_zero", "value"), [(0, 4.0), (1, 5.0), (sp.Rational(1, 2), 4.5), (-x, 4.0)])
+def test_a_step_has_the_value_at_0_that_it_was_given(at_zero: sp.Expr, value: float) -> None:
+    pixels = torch.tensor([[[-1.0, 0, 1, 2, 3, 4]]])
+    assert sc.pool1d(sc.sum(sc.Heaviside(x, at_zero)), pixels, 6, backend="torch").item() == value
+    gradient = sc.Kernel("sum(relu(x))").gradients()[x]
+    assert sc.pool1d(sc.sum(gradient), pixels, 6, backend="torch").item() == 4
 
 
 def test_names_of_symbols_are_checked() -> None:
@@ -278,6 +304,8 @@ def test_names_of_symbols_are_checked() -> None:
         lambda: sc.param("p", init=-1, positive=True),
         lambda: sc.field("q", per=sc.c),
         lambda: sc.sum(sc.x, dim="o"),
+        lambda: sc.max(sc.x, sc.w, dim=sc.t),
+        lambda: sc.min(sc.x, sc.w, 0, dim=sc.t),
         lambda: sc.custom_grad(sc.x, q=sc.x),
     ):
         with pytest.raises(FormulaError):

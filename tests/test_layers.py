@@ -128,6 +128,8 @@ def test_bias_as_the_formula_or_the_caller_decides(backend: str) -> None:
     without = sc.Conv2d(LINEAR, 1, 2, 3, bias=False, backend=backend)
     assert without.bias is None
     assert without.kernel == sc.Kernel("sum(w*x)")
+    for scaled in ("p: param\nsum(w*x) + p*b", "p: param\nq = p*b\nsum(w*x) + q"):
+        assert sc.Conv2d(scaled, 1, 2, 3, bias=False).kernel.expr == without.kernel.expr
     x, w, b = random(1, 1, 4, 4), random(2, 1, 3, 3), random(2)
     assert torch.equal(sc.conv2d("sum(w*x)", x, w, b, backend=backend), sc.conv2d(LINEAR, x, w, b, backend=backend))
 
@@ -488,6 +490,13 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
         "takes (input, g), not (input, a tensor, g=...)",
         lambda: sc.Pool2d("g: input\nsum(g*x)", 2)(*torch.ones(2, 1, 1, 2, 2), g=torch.ones(1, 1, 2, 2)),
     ),
+    "a const in a call": (
+        TypeError,
+        "beta was given by its name, and in a call of this layer it is layer.beta, which may be set",
+        lambda: sc.Conv2d("beta: const = 1\nsum(w*x)*beta", 4, 2, 3)(X, beta=5),
+    ),
+    "a weight in a call": (TypeError, "it is layer.weight", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)(X, w=W)),
+    "the input by its name": (TypeError, "it is input", lambda: sc.Pool2d("max(x)", 2)(X, x=X)),
     "const": (TypeError, "beta has no value", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1)),
     "const type": (TypeError, "is a number", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1, beta="2")),
     "backend": (ValueError, "backend must be", lambda: sc.conv2d("sum(w*x)", X, W, backend="gpu")),
@@ -497,6 +506,9 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "pool weight": (ValueError, "Conv2d", lambda: sc.Pool2d("sum(w*x)", 2)),
     "pool function": (ValueError, "conv2d", lambda: sc.pool2d("sum(w*x)", X, 2)),
     "init": (ValueError, "torch.nn.init", lambda: sc.Conv2d(LINEAR, 1, 1, 1, init="nothing")),
+    "init type": (ValueError, "torch.nn.init", lambda: sc.Conv2d(LINEAR, 1, 1, 1, init=5)),
+    "padding value": (TypeError, "not 'a'", lambda: sc.pool2d("max(x)", X, 2, padding_value="a")),
+    "no channels": (ValueError, "in_channels (0) must be", lambda: sc.pool2d("max(x)", X[:, :0], 2)),
     "attribute": (ValueError, "rename it", lambda: sc.Conv2d("training: weight\nsum(training*x)", 1, 1, 1)),
     "formula": (sc.FormulaError, "did you mean", lambda: sc.Conv2d("sum(w*xx)", 1, 1, 1)),
 }  # fmt: skip
@@ -538,6 +550,10 @@ def test_the_value_of_a_padding_decides_also_as_a_tensor() -> None:
         given = {"padding": 1, "padding_mode": "constant"}
         output = sc.conv2d("sum(w*x)", X, W, **given, padding_value=torch.tensor(value))
         assert torch.equal(output, sc.conv2d("sum(w*x)", X, W, **given, padding_value=value))
+
+
+def test_none_is_no_value_of_a_padding() -> None:
+    assert torch.equal(sc.Pool2d("mean(x)", 2, padding_value=None)(X), sc.pool2d("mean(x)", X, 2, padding_value=None))
 
 
 def test_a_layer_may_be_given_lists_afterwards() -> None:
@@ -628,6 +644,7 @@ def test_the_options_shown_are_taken() -> None:
 
 
 def test_operands_may_be_called_like_arguments_of_ours() -> None:
+    assert torch.equal(sc.Pool2d("initial: const = 2\nsum(x)*initial", 2)(X), 2 * sc.Pool2d("sum(x)", 2)(X))
     for name in ("rank", "said"):
         output = sc.conv2d(f"{name}: const = 2\nsum(w*x)*{name}", X, W, **{name: 3.0})
         assert torch.equal(output, sc.conv2d("sum(w*x)", X, W) * 3)

@@ -320,7 +320,7 @@ def test_a_compiler_that_changed_is_tried_again(fake):
     assert len(compiler.calls) == 3 * calls
 
 
-@pytest.mark.parametrize("what", ["_processor", "TORCH", "_OWN_SOURCE"])
+@pytest.mark.parametrize("what", ["_processor", "TORCH", "OWN_SOURCE"])
 def test_what_else_makes_it_try_again(fake, monkeypatch, what):
     compiler = fake()
     find_toolchain()
@@ -446,6 +446,12 @@ def test_a_time_limit_that_is_no_number(fake, monkeypatch, value):
     monkeypatch.setenv("SYMCONV_COMPILE_TIMEOUT", value)
     with pytest.raises(BackendError, match=f"SYMCONV_COMPILE_TIMEOUT must be a number from 0 on, not '{value}'"):
         find_toolchain()
+
+
+@pytest.mark.parametrize("value", ["inf", "1e12"])
+def test_no_limit_in_time(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("SYMCONV_COMPILE_TIMEOUT", value)
+    assert run_module.run([sys.executable, "-c", "print('done')"], tmp_path) == "done\n"
 
 
 def test_threads_try_it_once(fake):

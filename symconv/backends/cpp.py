@@ -28,10 +28,10 @@ from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import template_directory, templates
-from .cpp_schedule import CppPlan, plan_of, tiles_of
+from .cpp_plan import CppPlan, plan_of, tiles_of
 from .native import FACTS, NativeBackend, NativeKernel, defines_of
 from .native_facts import Facts, facts_of
-from .native_schedule import ranked
+from .native_plan import ranked
 
 log = logging.getLogger("symconv")
 

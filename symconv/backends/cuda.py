@@ -25,11 +25,11 @@ from ..errors import BackendError
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import static_headers
-from .cuda_flat_schedule import flat_cut
-from .cuda_schedule import CudaPlan, Cut, Packed, block_cut
+from .cuda_flat_plan import flat_cut
+from .cuda_plan import CudaPlan, Cut, Packed, block_cut
 from .native import FACTS, NativeBackend, NativeKernel, ShapeError, defines_of
 from .native_facts import Facts, facts_of
-from .native_schedule import line_of, ranked
+from .native_plan import line_of, ranked
 
 log = logging.getLogger("symconv")
 
@@ -143,8 +143,8 @@ def precompiled(
 def machine_code(source: str, cut: Cut, architecture: str, title: str) -> tuple[bytes, dict[str, Resources]]:
     """Machine code and what its functions take.  Where registers are spilled, fewer rounds of a loop are under way."""
     while True:
-        code, log = cubin(source, static_headers(), cut.options, architecture, title)
-        found = resources_of(log)
+        code, said = cubin(source, static_headers(), cut.options, architecture, title)
+        found = resources_of(said)
         if cut.taps_at_a_time <= 1 or not spilling(found):
             return code, found
         cut = cut._replace(taps_at_a_time=cut.taps_at_a_time // 2)
@@ -284,7 +284,8 @@ class EmulatedKernel(CudaKernel):
 
     def empty(self, x: torch.Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> torch.Tensor:
         found = super().empty(x, shape, dtype)
-        found.view(torch.uint8).fill_(0xFF) if found.numel() else None
+        if found.numel():
+            found.view(torch.uint8).fill_(0xFF)
         return found
 
 

@@ -42,7 +42,7 @@ def describe(kernel: Kernel, schedule: Schedule, accesses: Mapping[sp.Symbol, st
     notes = glossary(derivatives.values()) + kink_notes(kernel.formula)
     names = [(operand.name, _meaning(operand)) for operand in kernel.formula.operands]
     names += [(name, access.name) for access, name in accesses.items()]
-    for lifted in (lifted for each in schedule.lifted for lifted in each):
+    for lifted in itertools.chain(*schedule.lifted):
         names.append((lifted.name, f"{_text(lifted.expr)}, once per {'pixel' if lifted.pixel else 'weight'}"))
     for sweep in (*schedule.forward, *schedule.backward):
         for each in sweep.accumulators:

@@ -17,7 +17,7 @@ from ..kernel import Kernel, kernel_of
 from . import DTYPES, Compiled, backend
 from .generated import GeneratingBackend
 from .native_facts import Facts
-from .native_schedule import Plan
+from .native_plan import Plan
 
 #: How tensors of a dtype are stored and computed with, as options of a compiler.
 STORAGE = {

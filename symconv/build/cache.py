@@ -27,7 +27,7 @@ import filelock
 import platformdirs
 
 from ..errors import BackendError, CacheError
-from .environment import setting
+from .environment import building_is_forbidden, setting
 
 log = logging.getLogger("symconv")
 
@@ -116,7 +116,7 @@ class Cache:
             with _as_cache_error(self.root):
                 return self._get(key, build, description, level)
         except CacheError as error:
-            if _building_is_forbidden():  # the caller must not take an unusable cache as leave to build without one
+            if building_is_forbidden():  # the caller must not take an unusable cache as leave to build without one
                 raise BackendError(f"{error}; SYMCONV_DISABLE_JIT forbids to build {description}") from error
             raise
 
@@ -200,7 +200,7 @@ class Cache:
         self.check_owner()
         entry, built = self.find(key), False
         if entry is None:
-            if _building_is_forbidden():
+            if building_is_forbidden():
                 raise BackendError(
                     f"{description} is not in the cache {self.root} and SYMCONV_DISABLE_JIT forbids to build it; "
                     "run the same layer once with it unset"
@@ -355,10 +355,6 @@ class Cache:
             self._private.mkdir(mode=0o700, exist_ok=True)
             os.replace(path, grave)
             _delete(grave)
-
-
-def _building_is_forbidden() -> bool:
-    return os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0")
 
 
 def _check_ours(path: Path, status: os.stat_result) -> None:

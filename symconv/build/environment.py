@@ -26,3 +26,8 @@ def setting(name: str, default: float, error: type[SymconvError]) -> float:
     if not value >= 0:  # this way around, NaN is refused too
         raise error(f"{name} must be a number from 0 on, not {text!r}")
     return value
+
+
+def building_is_forbidden() -> bool:
+    """Whether `$SYMCONV_DISABLE_JIT` is set to anything but 0: nothing is built that the cache lacks."""
+    return os.environ.get("SYMCONV_DISABLE_JIT", "0") not in ("", "0")

@@ -38,11 +38,11 @@ def _own_source() -> str:
 
 
 #: Taken when symconv is imported: an upgrade on disk must not change the key of the code that runs.
-_OWN_SOURCE = _own_source()
+OWN_SOURCE = _own_source()
 
 
 @functools.cache
 def generator_fields() -> Mapping[str, str | bytes]:
     """What generated source depends on besides the formula: our own code, the templates and the libraries' versions."""
     versions = {name: version(name) for name in ("sympy", "mpmath", "jinja2", "torch")}
-    return {"source": _OWN_SOURCE, "templates": content_key(templates()), **versions}
+    return {"source": OWN_SOURCE, "templates": content_key(templates()), **versions}

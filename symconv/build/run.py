@@ -21,6 +21,8 @@ log = logging.getLogger("symconv")
 
 #: Seconds for one run, unless `$SYMCONV_COMPILE_TIMEOUT` says otherwise.
 COMPILE_TIMEOUT = 120.0
+#: Seconds, about three weeks: the system counts milliseconds in an int.
+LONGEST_WAIT = 2e6
 #: Seconds after which those who wait are told what for.
 PATIENCE = 1.0
 
@@ -67,7 +69,7 @@ def run(command: Sequence[str], directory: Path, limit: float = float("inf")) ->
         raise RunError(f"{command[0]} cannot be started: {error.strerror}", command=command) from error
     with process:
         try:
-            output, errors = process.communicate(timeout=timeout)
+            output, errors = process.communicate(timeout=min(timeout, LONGEST_WAIT))
         except subprocess.TimeoutExpired:
             _end(process)
             remedy = "set SYMCONV_COMPILE_TIMEOUT to wait longer"

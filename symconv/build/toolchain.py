@@ -30,7 +30,7 @@ import torch
 from ..errors import BackendError, CacheError, CompilationError
 from ..render import static_header
 from .cache import Cache
-from .key import _OWN_SOURCE, content_key
+from .key import OWN_SOURCE, content_key
 from .lock import ForkSafeLock
 from .run import RunError, progress, run
 
@@ -211,7 +211,7 @@ def _found() -> Toolchain:
         search(Path())
     identity = {name: [_identity(word) for word in command] for name, command in candidates.items()}
     fields = {
-        "source": _OWN_SOURCE,
+        "source": OWN_SOURCE,
         "threads": static_header("threads.hpp"),  # which is tried out
         "torch": f"{torch.__version__} {TORCH}",
         "processor": _processor(),

@@ -108,10 +108,15 @@ class Expressions:
             value: Term = method(node)
         finally:
             self.depth -= 1
-        powers = value.expr.atoms(sp.Pow)  # such as (-1)**(1/3), which SymPy makes of (-8)**(1/3)
-        if value.expr.has(sp.zoo, sp.nan, sp.I) or any(each.is_number and not each.is_real for each in powers):
-            raise self.error(node, "this has no real, defined value (a division by 0, inf - inf, or a root of -1)")
+        self.check_defined(node, value.expr)
         return value
+
+    def check_defined(self, node: ast.expr, expr: sp.Basic) -> None:
+        """Refuse an expression with a number in it that is no float64."""
+        numbers = [each for each in expr.atoms(sp.Pow, sp.Function) if each.is_number]  # (-1)**(1/3), acos(2)
+        if expr.has(sp.zoo, sp.nan, sp.I) or not all(each.is_real and math.isfinite(each) for each in numbers):
+            reasons = "a division by 0, inf - inf, a root of -1, an overflow"
+            raise self.error(node, f"this has no real, defined value ({reasons})")
 
     def parse_Constant(self, node: ast.Constant) -> Term:
         if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
@@ -192,17 +197,18 @@ class Expressions:
         for side, value in ((node.left, left), (node.right, right)):
             self.number(side, value)
         if isinstance(node.op, ast.Pow):
-            self.check_power(node, left.expr, right.expr)
+            self.check_power(node.right, left.expr, right.expr)
         return self.join(node, _BINARY[type(node.op)], left, right)
 
-    def check_power(self, node: ast.BinOp, base: sp.Basic, exponent: sp.Basic) -> None:
+    def check_power(self, node: ast.expr, base: sp.Basic, exponent: sp.Basic) -> None:
         # SymPy works numbers out exactly: 9**9**9 would have 370 million digits.
+        base, exponent = base.xreplace(self.inlined), exponent.xreplace(self.inlined)
         if exponent.is_number:
             size = abs(float(exponent))  # type: ignore[arg-type]
             if base.is_number:
                 size *= abs(math.log2(abs(float(base)))) / 10 if float(base) != 0 else 0  # type: ignore[arg-type]
             if size > MAX_EXPONENT:
-                raise self.error(node.right, f"the power is too large; exponents go up to {MAX_EXPONENT}")
+                raise self.error(node, f"the power is too large; exponents go up to {MAX_EXPONENT}")
 
     def parse_Compare(self, node: ast.Compare) -> Term:
         sides = [node.left, *node.comparators]
@@ -246,6 +252,8 @@ class Expressions:
                     raise self.error(argument, "the first argument of where is a condition, such as x > 0")
             else:
                 self.number(argument, value)
+        if name == "pow":
+            self.check_power(node.args[1], values[0].expr, values[1].expr)
         if name == "custom_grad":
             values += self.slopes(node)
             if not values[0].axes and any(value.axes for value in values):

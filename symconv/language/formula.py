@@ -24,6 +24,13 @@ class Formula:
     result: sp.Expr
     operands: tuple[Operand, ...]
 
+    @classmethod
+    def of(cls, lines: Iterable[tuple[str, sp.Expr]], result: sp.Expr) -> Formula:
+        """The formula of some lines and a result, with the operands that they name."""
+        lines = tuple(lines)
+        symbols = result.free_symbols.union(*(expr.free_symbols for _, expr in lines))
+        return cls(lines, result, in_order(symbol for symbol in symbols if isinstance(symbol, Operand)))
+
     @property
     def expr(self) -> sp.Expr:
         """The whole formula as one expression, all lines put in."""

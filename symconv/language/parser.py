@@ -20,7 +20,7 @@ from ..errors import FormulaError, Span
 from ..reductions import REDUCTIONS
 from .axes import labels_of
 from .expressions import MAX_DEPTH, Expressions, Term, axis_name
-from .formula import Formula, in_order, line_symbol
+from .formula import Formula, line_symbol
 from .names import check_name, check_operand
 from .symbols import BUILTIN, MAX_BANK, Operand
 
@@ -51,7 +51,7 @@ def parse(text: str) -> Formula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"a formula is a str or a SymPy expression, not {type(text).__name__}")
-    text = textwrap.dedent(text.replace("\r\n", "\n")).strip()
+    text = textwrap.dedent(text.replace("\r\n", "\n").replace("\r", "\n")).strip()
     formula = _Parser(text).formula(_syntax_tree(text))
     for _ in range(MAX_READINGS):  # SymPy simplifies some terms only when they are read again
         if formula.text == text:
@@ -117,13 +117,11 @@ class _Parser(Expressions):
         elif not isinstance(last, ast.Expr):
             raise self.error(last, "only declarations, lines 'name = expression' and a result are allowed")
         result = self.value(last.value)
+        self.check_defined(last.value, result.expr.xreplace(self.inlined))
         self.check_level(result)
         self.check_use(module)
         assert isinstance(result.expr, sp.Expr)
-        # What SymPy has cancelled is no operand: x + p - p has no p.
-        symbols = result.expr.free_symbols.union(*(expr.free_symbols for _, expr in named))
-        left = {symbol.operand for symbol in symbols if isinstance(symbol, Operand)}
-        return Formula(tuple(named), result.expr, in_order(left))
+        return Formula.of(named, result.expr)  # what SymPy has cancelled is no operand: x + p - p has no p
 
     def target(self, statement: ast.Assign) -> str:
         target = statement.targets[0]
@@ -143,7 +141,9 @@ class _Parser(Expressions):
             raise self.error(statement.value, "a comparison is a condition, not a value; use it inside where(...)")
         value = self.spread(value)
         self.lines[name] = dataclasses.replace(value, expr=line_symbol(name))
-        self.inlined[line_symbol(name)] = value.expr.xreplace(self.inlined)
+        whole = value.expr.xreplace(self.inlined)
+        self.check_defined(statement.value, whole)
+        self.inlined[line_symbol(name)] = whole
         return name, value.expr  # type: ignore[return-value]
 
     def declare(self, statement: ast.AnnAssign) -> None:

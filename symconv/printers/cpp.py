@@ -90,26 +90,11 @@ class CppPrinter(SourcePrinter):
     def _print_Integer(self, expr: sp.Integer) -> str:
         return f"real({expr})" if is_exact(expr) else self._print_Float(expr)
 
-    _print_Zero = _print_One = _print_NegativeOne = _print_Integer
-
     def _print_Rational(self, expr: sp.Rational) -> str:
         return f"(real({expr.p})/real({expr.q}))" if is_exact(expr) else self._print_Float(expr)
-
-    _print_Half = _print_Rational
 
     def _print_Float(self, expr: sp.Expr) -> str:
         return f"real({float(expr)!r})"
 
     def _print_Infinity(self, expr: sp.Expr) -> str:
         return "infinity"
-
-    def _print_NegativeInfinity(self, expr: sp.Expr) -> str:
-        return "-infinity"
-
-    def _print_NaN(self, expr: sp.Expr) -> str:
-        return "not_a_number"
-
-    def _print_Equality(self, expr: sp.Eq) -> str:
-        return self._print_Relational(expr)
-
-    _print_Unequality = _print_Equality

@@ -9,6 +9,7 @@ from typing import Any
 
 import sympy as sp
 from sympy.printing.latex import LatexPrinter
+from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.pretty.pretty import PrettyPrinter
 from sympy.printing.pretty.pretty_symbology import pretty_use_unicode
 from sympy.printing.pretty.stringpict import prettyForm
@@ -71,8 +72,9 @@ class MathLatexPrinter(LatexPrinter):  # type: ignore[misc]
     def _print_Comparison(self, expr: Comparison) -> str:
         return str(self._print(expr.relation(*expr.args, evaluate=False)))
 
-    def _print_spread(self, expr: sp.Expr) -> str:
-        return str(self._print(expr.args[0]))  # operators show their axes
+    def _print_spread(self, expr: sp.Expr, exp: str | None = None) -> str:
+        value = expr.args[0]  # operators show their axes
+        return str(self._print(value)) if exp is None else rf"{self.parenthesize(value, PRECEDENCE['Pow'])}^{{{exp}}}"
 
     def _print_where(self, expr: where, exp: str | None = None) -> str:
         cases = str(self._print(_piecewise(expr)))

@@ -7,9 +7,9 @@ from typing import Any
 import sympy as sp
 
 from ..errors import FormulaError
-from ..functions import FUNCTIONS, custom_grad
+from ..functions import COMPARISONS, FUNCTIONS, case, custom_grad
 from ..language.axes import WindowNode
-from ..language.formula import Formula, in_order
+from ..language.formula import Formula
 from ..language.symbols import BUILTIN, TAP_AXES, Operand
 from ..reductions import record_of
 from ..rewrite import oriented
@@ -57,11 +57,11 @@ class TextPrinter(SourcePrinter):
 
     _print_Heaviside = _print_sign = _print_floor = _print_ceiling = _print_Function
 
-    def _print_Max(self, expr: sp.Expr) -> str:
-        return f"max({', '.join(self._print(argument) for argument in sorted(expr.args, key=sp.default_sort_key))})"
+    def _print_Max(self, expr: sp.Max | sp.Min) -> str:
+        name = "max" if isinstance(expr, sp.Max) else "min"
+        return f"{name}({', '.join(map(self._print, sorted(expr.args, key=sp.default_sort_key)))})"
 
-    def _print_Min(self, expr: sp.Expr) -> str:
-        return f"min({', '.join(self._print(argument) for argument in sorted(expr.args, key=sp.default_sort_key))})"
+    _print_Min = _print_Max
 
     def _print_Piecewise(self, expr: sp.Piecewise) -> str:
         *cases, (last, condition) = expr.args
@@ -84,6 +84,8 @@ class TextPrinter(SourcePrinter):
     def emptyPrinter(self, expr: Any) -> str:
         raise FormulaError(f"{type(expr).__name__} is not part of the formula language: {str(expr)[:80]}")
 
+    _print_ComplexInfinity = _print_NaN = emptyPrinter
+
 
 def print_formula(formula: Formula) -> str:
     """The formula in the text language: declarations, lines, result."""
@@ -100,7 +102,7 @@ def print_expression(expr: Any) -> str:
         FormulaError: for a symbol that symconv did not hand out, or a node outside the language.
     """
     expr = sp.sympify(expr, strict=True) if not isinstance(expr, sp.Basic) else expr
-    expr = expr.replace(sp.Sum, _unrolled)
+    expr = expr.replace(sp.Sum, _unrolled).replace(sp.Heaviside, _step)
     for symbol in sorted(expr.free_symbols, key=sp.default_sort_key):
         if not isinstance(symbol, Operand):
             if symbol.name in BUILTIN:
@@ -111,7 +113,13 @@ def print_expression(expr: Any) -> str:
                 f"the symbol {symbol} was not declared; use symconv.const, param, weight, input or field, or one of "
                 f"{', '.join(BUILTIN)}"
             )
-    return print_formula(Formula((), expr, in_order(expr.free_symbols)))
+    return print_formula(Formula.of((), expr))
+
+
+def _step(z: sp.Expr, at_zero: sp.Expr) -> sp.Expr:
+    """A step whose value at 0 is not 1/2 as that of the language, which reads `heaviside(z)`."""
+    step = sp.Heaviside(z)
+    return step if at_zero == sp.Rational(1, 2) else case(COMPARISONS[sp.Eq](z, sp.S.Zero), at_zero, step)
 
 
 def _unrolled(body: sp.Expr, *ranges: sp.Tuple) -> sp.Expr:

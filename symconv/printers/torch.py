@@ -67,13 +67,5 @@ class TorchPrinter(SourcePrinter):
             return f"1/{atom}" if expr.exp == -1 else f"{atom}**{expr.exp}"
         return f"torch.pow({base}, {float(expr.exp)!r})"
 
-    def _print_Equality(self, expr: sp.Eq) -> str:
-        return self._print_Relational(expr)
-
-    _print_Unequality = _print_Equality
-
     def _print_Infinity(self, expr: sp.Expr) -> str:
         return "torch.inf"
-
-    def _print_Float(self, expr: sp.Float) -> str:
-        return repr(float(expr))

@@ -19,7 +19,7 @@ import torch
 from ..geometry import Geometry
 from .native import ShapeError
 from .native_facts import Facts, PassFacts
-from .native_schedule import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
+from .native_plan import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
 
 def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:

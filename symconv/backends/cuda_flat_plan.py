@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 
 from ..geometry import Geometry
-from .cuda_schedule import WARP, Cut, Launch
+from .cuda_plan import WARP, Cut, Launch
 from .native_facts import Facts, FlatBackward, FlatForward
-from .native_schedule import Line, NativeGeometry, line_of, power_below, real_bytes
+from .native_plan import Line, NativeGeometry, line_of, power_below, real_bytes
 
 #: Threads of a block, and how many blocks run at a time on a multiprocessor.  Gradients of weights want more registers
 #: for each thread.

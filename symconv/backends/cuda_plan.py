@@ -16,7 +16,7 @@ import torch
 
 from ..geometry import Geometry
 from .native_facts import Facts
-from .native_schedule import TENSOR, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below, real_bytes
+from .native_plan import TENSOR, NativeGeometry, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
 #: Threads of a warp, which hold a vector together, and of a block.
 WARP, THREADS = 32, 128
