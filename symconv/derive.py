@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import sympy as sp
 
 from .errors import DerivativeError
-from .functions import UNBOUNDED, power_log
+from .functions import is_bounded, power_log
 from .functions import where as choice
 from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
@@ -86,9 +86,7 @@ class Chain:
 
     def is_bounded(self, expr: sp.Expr) -> bool:
         """Whether an expression is finite wherever its operands are."""
-        if expr.has(*UNBOUNDED) or not self.unbounded.isdisjoint(expr.free_symbols):
-            return False
-        return all(each.is_number or (each.exp.is_Integer and each.exp > 0) for each in expr.atoms(sp.Pow))
+        return self.unbounded.isdisjoint(expr.free_symbols) and is_bounded(expr)
 
     @staticmethod
     def _total(value: sp.Expr, dims: frozenset[str], like: tuple[Operand, ...]) -> sp.Expr:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import sympy as sp
 
 from .accumulators import Kind
-from .functions import same
+from .functions import is_bounded, same
 from .language.axes import WINDOW, Domain, Labels, Value, domain, labels_of, without
 from .language.symbols import Access, Operand
 from .lift import Lifted
@@ -106,6 +106,12 @@ class Sweep:
         inputs = [each for each in places if isinstance(each, Operand) and each.operand.role == "input"]
         wanted = any(each.operand.role == "input" for each in self.gradients)
         return wanted and "t" in self.where.axes and not any(isinstance(each, Access) for each in inputs)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether what its taps give is finite wherever what they read is, pixels and weights too."""
+        lifted = [each.block for each in self.taps.arguments if isinstance(each, Lifted)]
+        return all(is_bounded(expr) for block in (self.taps, *lifted) for expr in block.expressions)
 
     @property
     def positions(self) -> tuple[sp.Symbol, ...]:

@@ -633,6 +633,35 @@ SUMS_OF_PIXELS = {
 FIELDS = {"field": "q", "field per filter": "v", "field per tap": "k"}
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("formula", ["sum(w*x)", "-sum(abs(x - w))", "sum((x - w)**2)/norm(x - w)", "sum(x*tanh(w))"])
+def test_what_no_window_sees_reaches_no_weight(formula: str, value: float) -> None:
+    """The places between two rows of windows see what the windows do not: the last column and row."""
+    x, w = torch.randn(3, 2, 10, 42), torch.randn(9, 2, 3, 3)
+    gradients = []
+    for unseen in (0.0, value):
+        x[..., 9, :], x[..., 41] = unseen, unseen
+        weight = w.clone().requires_grad_()
+        sc.conv2d(formula, x, weight, stride=2, backend="cpp").square().sum().backward()
+        gradients.append(weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("mode", ["constant", "ignore"])
+def test_infinite_pixels_reach_the_weights_that_see_them(mode: str) -> None:
+    x, w = torch.randn(2, 2, 7, 23, dtype=torch.float64), torch.randn(9, 2, 3, 3, dtype=torch.float64)
+    x[0, 0, 0, 3], x[1, 1, 4, 22], x[1, 0, 6, 9] = math.inf, -math.inf, math.nan
+    for formula in ("sum(w*x)", "-sum(abs(x - w))"):
+        found = []
+        for backend in ("torch", "cpp"):
+            weight = w.clone().requires_grad_()
+            y = sc.conv2d(formula, x, weight, padding=(2, 0), padding_mode=mode, backend=backend)
+            (gradient,) = torch.autograd.grad(y, weight, torch.ones_like(y).cumsum(-1))
+            found.append(gradient)
+        torch.testing.assert_close(*found, equal_nan=True)
+        assert found[0].isfinite().any()
+
+
 def test_a_strip_that_sees_too_much_is_refused() -> None:
     """Two rows 39000 apart of an image 30000 wide: 1.2e9 places for each channel."""
     kernel = sc.Kernel("sum(w*x)")

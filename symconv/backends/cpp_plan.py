@@ -34,13 +34,13 @@ def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
     heavy = facts.backward.heavy
     back = room if not heavy else registers // (4 if heavy == 1 else 8)
     bank = power_below(max(back // max(facts.weight_sums, 1), 1))
-    bank_filters = power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1
+    bank_filters = power_below(math.isqrt(2 * bank)) if facts.per_filter else 1
     return Tiles(
         filters,
         vectors,
         max(vectors, min(4, power_below(room // state))),
         2,
-        power_below(max(back // (4 * max(facts.image_sums, 1)), 1)),
+        power_below(max((back if heavy else 16) // (4 * max(facts.image_sums, 1)), 1)),
         bank_filters,
         min(bank // bank_filters, 4),
     )

@@ -66,4 +66,10 @@ class CppBackward(CppPass, Backward):
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         printed = super().sweep(sweep, name)
         positions = [self.identifier(each) for each in sweep.positions]
-        return {**printed, "gathers": sweep.gathers, "positions": [] if printed["others"] else positions}
+        bounded = bool(printed["banks"]) and not printed["ranged"] and sweep.is_bounded
+        return {
+            **printed,
+            "gathers": sweep.gathers,
+            "bounded": bounded,
+            "positions": [] if printed["others"] else positions,
+        }

@@ -10,6 +10,8 @@ struct Everywhere {};
 inline vec where(Everywhere, vec a, vec) { return a; }
 inline ivec where(Everywhere, ivec a, ivec) { return a; }
 inline ivec operator&(ivec mask, Everywhere) { return mask; }
+inline ivec operator&(Everywhere, ivec mask) { return mask; }
+inline Everywhere operator&(Everywhere, Everywhere) { return {}; }
 
 /// Results of a function that has several.
 template <int N> struct Results {

@@ -114,6 +114,15 @@ template <bool MASKED> SYMCONV_INLINE vec given(const integer* is_window, vec va
     return MASKED ? where(load_int(is_window), value, splat(0)) : value;
 }
 
+/// Which places are windows; without a MASK all are taken for one.
+template <bool MASKED> SYMCONV_INLINE auto windows_at(const integer* is_window)
+{
+    if constexpr (MASKED)
+        return load_int(is_window);
+    else
+        return Everywhere{};
+}
+
 /// Whether one of some sums is infinite or no number.
 template <int V> SYMCONV_INLINE bool any_not_finite(const vec (&sums)[V])
 {
@@ -121,6 +130,13 @@ template <int V> SYMCONV_INLINE bool any_not_finite(const vec (&sums)[V])
     UNROLL for (int v = 0; v < V; ++v)
         found |= ~(abs(sums[v]) <= LARGEST);
     return any(found);
+}
+template <int F, int K> SYMCONV_INLINE bool any_not_finite(const vec (&sums)[F][K])
+{
+    bool found = false;
+    UNROLL for (int i = 0; i < F; ++i)
+        found |= any_not_finite(sums[i]);
+    return found;
 }
 
 // -- Tiles ------------------------------------------------------------------------------------------------------------
