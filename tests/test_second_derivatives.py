@@ -1,0 +1,103 @@
+"""Second derivatives: products with Hessians beside those of the evaluator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import BACKENDS
+from evaluator import Geometry, evaluate, read
+from hypothesis import HealthCheck, assume, event, given, settings
+from test_random_formulas import REGRESSIONS, SMALL, Case, apart, cases, layer, numbers
+from torch import Tensor
+
+import symconv as sc
+
+# -- Products with the Hessian --------------------------------------------------------------------------------------
+
+
+def waves(like: Tensor, phase: float) -> Tensor:
+    """Numbers of moderate size, of the shape of a tensor."""
+    return torch.sin(phase + 1.7 * torch.arange(like.numel(), dtype=like.dtype)).reshape(like.shape) + 0.3
+
+
+def products(output: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of <gradients, directions> for all tensors and for the output's gradient; 0 for unused ones."""
+    upstream = waves(output, 0.4).requires_grad_()
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in {**tensors, "upstream": upstream}.items()}
+    if not output.requires_grad:
+        return nothing
+    first = torch.autograd.grad(output, [*tensors.values()], upstream, create_graph=True, allow_unused=True)
+    total = sum((each * waves(each, number)).sum() for number, each in enumerate(first) if each is not None)
+    if not isinstance(total, Tensor) or not total.requires_grad:
+        return nothing
+    second = torch.autograd.grad(total, [*tensors.values(), upstream], allow_unused=True)
+    return {name: zeros if found is None else found for (name, zeros), found in zip(nothing.items(), second)}
+
+
+def by_evaluator(case: Case, operands: dict[str, Any], late: bool = False, noise: float = 0.0) -> tuple[Any, Any]:
+    """The products that the evaluator gives, and what it says about them."""
+    torch.manual_seed(0)
+    result = evaluate(case.formula, operands, case.geometry, late, noise)
+    return products(result.output, {name: each for name, each in operands.items() if isinstance(each, Tensor)}), result
+
+
+def check_case(case: Case, backend: str) -> None:
+    """The products of symconv equal those of the evaluator, where they are finite, moderate and away from kinks."""
+    operands = numbers(case)
+    theirs, result = by_evaluator(case, operands)
+    moderate = all(bool(((each.abs() < 1e6) | (each == 0)).all()) for each in theirs.values())
+    reason = "" if moderate and result.largest < 1e6 else "not finite or too large"
+    if not reason and result.doubt:
+        other, _ = by_evaluator(case, operands, late=True)
+        reason = "" if all(distance < 1e-7 for distance in apart(other, theirs).values()) else "at a tie or kink"
+    event(reason or "used")
+    assume(not reason)
+    try:
+        compare(case, operands, theirs, backend)
+    except sc.FormulaError as error:
+        assume("never uses the input x" not in error.message)  # it cancels
+        assume("no finite value" not in error.message)  # log(0.5 - 2)
+        raise
+
+
+def compare(case: Case, operands: dict[str, Any], theirs: dict[str, Tensor], backend: str) -> None:
+    """The products of symconv equal `theirs`."""
+    output = layer(sc.Kernel(case.formula.text), case, operands, backend)
+    ours = products(output, {name: each for name, each in operands.items() if isinstance(each, Tensor)})
+    distance = apart(ours, theirs)
+    if all(each < 1e-8 for each in distance.values()):
+        return
+    blur = apart(by_evaluator(case, operands, noise=1e-12)[0], theirs)
+    for name, each in distance.items():
+        assert each < 1e-8 + 100 * blur[name], f"{name} of {case}\nours:   {ours[name]}\ntheirs: {theirs[name]}"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_random_formulas(case: Case) -> None:
+    check_case(case, "torch")
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_many_random_formulas(case: Case) -> None:
+    check_case(case, "torch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "torch"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases())
+def test_random_formulas_compiled(backend: str, case: Case) -> None:
+    """Fewer, because each example is two kernels to compile."""
+    check_case(case, backend)
+
+
+@pytest.mark.parametrize(("text", "windows"), REGRESSIONS, ids=[text.splitlines()[-1] for text, _ in REGRESSIONS])
+def test_regression(backend: str, text: str, windows: dict[str, Any]) -> None:
+    case = Case(read(text), Geometry(**{**SMALL, **windows}), 0)
+    operands = numbers(case)
+    compare(case, operands, by_evaluator(case, operands)[0], backend)
