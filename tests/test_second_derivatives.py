@@ -1,4 +1,4 @@
-"""Second derivatives: products with Hessians beside those of the evaluator."""
+"""Second derivatives: products with Hessians beside those of the evaluator, and single points."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from conftest import BACKENDS
 from evaluator import Geometry, evaluate, read
 from hypothesis import HealthCheck, assume, event, given, settings
+from oracles import random
 from test_random_formulas import REGRESSIONS, SMALL, Case, apart, cases, layer, numbers
 from torch import Tensor
 
@@ -101,3 +102,27 @@ def test_regression(backend: str, text: str, windows: dict[str, Any]) -> None:
     case = Case(read(text), Geometry(**{**SMALL, **windows}), 0)
     operands = numbers(case)
     compare(case, operands, by_evaluator(case, operands)[0], backend)
+
+
+# -- Single points ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("formula", ["prod(abs(x)**w)", "p: param = 0\nsum(abs(x)**p)", "sum(w*(x**2 + 1)**w)"])
+def test_powers_whose_exponent_is_0(backend: str, formula: str) -> None:
+    """There a**p has the slope 0 for a, and that slope has itself a slope for p, which is 1/a."""
+    x, w = random(1, 1, 4).requires_grad_(), torch.zeros(2, 1, 3, dtype=torch.float64, requires_grad=True)
+    p = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def kernel(*tensors: Tensor) -> Tensor:
+        operands = dict(zip(("x", "p") if "param" in formula else ("x", "w"), tensors))
+        options = {"kernel_size": 3, "out_channels": 2, "backend": backend}
+        return sc.conv1d(formula, operands.pop("x"), operands.pop("w", None), **operands, **options)
+
+    assert torch.autograd.gradgradcheck(kernel, (x, p if "param" in formula else w))
+
+
+def test_powers_of_0_whose_exponent_is_0(backend: str) -> None:
+    x, w = torch.zeros(2, 1, 1, 1, dtype=torch.float64).requires_grad_()
+    y = sc.conv1d("sum(x**w)", x, w, backend=backend)
+    first = torch.autograd.grad(y, (x, w), create_graph=True)
+    assert all(each.item() == 0 for each in torch.autograd.grad(sum(first), (x, w)))
