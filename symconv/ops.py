@@ -8,7 +8,7 @@ opaque `torch.library` operators whose arguments name the kernel by its formula.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -126,8 +126,7 @@ class Convolve(torch.autograd.Function):
         needs = tuple(name for name, needed in zip(names, _asked_for(ctx)) if needed)
         if grad_output is None or not needs:
             return (None,) * (2 + len(names))
-        if peek_interpreter_stack() is not None or is_legacy_batchedtensor(grad_output):
-            raise DerivativeError("gradients of a batch of directions (is_grads_batched, vmap) are not supported")
+        refuse_batches([grad_output])
         if is_grad_enabled():
             gradients = _apply(ConvolveBackward, ctx.call, needs, grad_output, *ctx.saved_tensors)
         else:
@@ -150,10 +149,12 @@ class ConvolveBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        names, tensors = ctx.call.names, ctx.saved_tensors[1:]
+        names = ctx.call.names
         moving = {name: along for name, along in zip(ctx.needs, directions) if along is not None}
         if not moving:
             return (None,) * (3 + len(names) + ctx.kept_count)
+        refuse_batches(moving.values())
+        grad_output, *tensors = ctx.saved_tensors  # once: a checkpoint hands them out a single time
         tangent, dots = ctx.call.kernel.tangent(tuple(moving))
         values = dict(zip(names, tensors)) | dict(zip(dots, moving.values()))
         numbers = dict(zip(ctx.call.kernel.signature.numbers, ctx.call.numbers))
@@ -166,8 +167,14 @@ class ConvolveBackward(torch.autograd.Function):
         for_grad_output = _apply(Convolve, call, kept, *operands)
         wanted = (name for name, needed in zip(names, _asked_for(ctx)[1:]) if needed)
         needs = tuple(name for name in wanted if name in call.names)
-        gradients = _apply(ConvolveBackward, call, needs, ctx.saved_tensors[0], *operands, *kept) if needs else ()
+        gradients = _apply(ConvolveBackward, call, needs, grad_output, *operands, *kept) if needs else ()
         return None, None, for_grad_output, *_in_place(names, needs, gradients), *(None,) * ctx.kept_count
+
+
+def refuse_batches(directions: Iterable[Tensor]) -> None:
+    """Refuse derivatives along a batch of directions: a kernel would compute along none of them."""
+    if peek_interpreter_stack() is not None or any(map(is_legacy_batchedtensor, directions)):
+        raise DerivativeError("gradients of a batch of directions (is_grads_batched, vmap) are not supported")
 
 
 def _gradients(call: Call, needs: Sequence[str], grad_output: Tensor, *tensors_and_kept: Tensor) -> tuple[Tensor, ...]:

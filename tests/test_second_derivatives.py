@@ -1,4 +1,4 @@
-"""Second derivatives: products with Hessians beside those of the evaluator, and single points."""
+"""Second derivatives: products with Hessians beside those of the evaluator, single points, and who asks for them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from oracles import random
 from test_random_formulas import REGRESSIONS, SMALL, Case, apart, cases, layer, numbers
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import symconv as sc
+from symconv.errors import DerivativeError
 
 # -- Products with the Hessian --------------------------------------------------------------------------------------
 
@@ -126,3 +128,32 @@ def test_powers_of_0_whose_exponent_is_0(backend: str) -> None:
     y = sc.conv1d("sum(x**w)", x, w, backend=backend)
     first = torch.autograd.grad(y, (x, w), create_graph=True)
     assert all(each.item() == 0 for each in torch.autograd.grad(sum(first), (x, w)))
+
+
+# -- Who asks for them -----------------------------------------------------------------------------------------------
+
+
+def penalty(x: Tensor, w: Tensor, backend: str) -> Tensor:
+    """The length of a gradient."""
+    y = sc.conv2d("sum(sin(w*x))", x, w, backend=backend)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    return gradient.square().sum()
+
+
+def test_a_gradient_within_a_checkpoint(backend: str) -> None:
+    x, w = random(1, 2, 4, 4).requires_grad_(), random(3, 2, 2, 2).requires_grad_()
+    expected = torch.autograd.grad(penalty(x, w, backend), (x, w))
+    checkpoint(penalty, x, w, backend, use_reentrant=False).backward()
+    for tensor, gradient in zip((x, w), expected):
+        torch.testing.assert_close(tensor.grad, gradient)
+
+
+def test_second_derivatives_along_many_directions_at_once_are_refused(backend: str) -> None:
+    x, w = random(1, 1, 4, 4), random(1, 1, 2, 2)
+    with pytest.raises(DerivativeError, match="batch of directions"):
+        torch.autograd.functional.hessian(lambda x: penalty(x, w, backend), x, vectorize=True)
+    x.requires_grad_()
+    y = sc.conv2d("sum(sin(w*x))", x, w, backend=backend)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(DerivativeError, match="batch of directions"):
+        torch.autograd.grad(gradient, x, torch.ones(3, *x.shape, dtype=x.dtype), is_grads_batched=True)
