@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
@@ -128,6 +130,28 @@ def test_powers_of_0_whose_exponent_is_0(backend: str) -> None:
     y = sc.conv1d("sum(x**w)", x, w, backend=backend)
     first = torch.autograd.grad(y, (x, w), create_graph=True)
     assert all(each.item() == 0 for each in torch.autograd.grad(sum(first), (x, w)))
+
+
+def of_product(factors: Tensor, direction: Tensor) -> Tensor:
+    """The Hessian of a product along a direction: products of all factors but two, one by one."""
+    found = torch.zeros_like(factors)
+    for i, j in itertools.permutations(range(len(factors)), 2):
+        found[i] += direction[j] * math.prod(each for k, each in enumerate(factors) if k not in (i, j))
+    return found
+
+
+@pytest.mark.parametrize("near", [[], [1e-3], [1e-8], [-1e-20], [1e-8, 1e-5], [0.0], [0.0, 1e-8], [0.0] * 2, [0.0] * 3])
+def test_products_with_factors_near_0(backend: str, near: list[float]) -> None:
+    """In float32: v/e of a small factor e is so large that the others would be lost beside it."""
+    factors, direction = torch.rand(9).double() + 0.5, torch.randn(9).double()
+    factors[1 : 1 + 2 * len(near) : 2] = torch.tensor(near, dtype=factors.dtype)
+    x = factors.float().reshape(1, 1, 9).requires_grad_()
+    y = sc.conv1d("prod(x)", x, kernel_size=9, out_channels=1, backend=backend)
+    (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.flatten() @ direction.float(), x)
+    expected = of_product(x.detach().flatten().double(), direction.float().double())
+    error = (second.flatten().double() - expected).abs().max()
+    assert error <= 1e-5 * expected.abs().max()
 
 
 # -- Who asks for them -----------------------------------------------------------------------------------------------
