@@ -8,7 +8,7 @@ function with rules of its own.  All of these come down to the kernel's *tangent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,11 +92,17 @@ def _backward(ctx: Any, grad_output: Tensor | None, gradients: Callable[..., Any
     needs = tuple(name for name, needed in zip(names, _asked_for(ctx)) if needed)
     if grad_output is None or not needs:
         return (None,) * (1 + len(names))
-    if is_legacy_batchedtensor(grad_output):
-        raise DerivativeError(
-            "gradients of a batch of directions (is_grads_batched=True) are not supported; use torch.func.vmap"
-        )
+    _refuse_batches([grad_output])
     return None, *in_place(names, needs, gradients(ctx.call, needs, grad_output, *ctx.saved_tensors))
+
+
+def _refuse_batches(directions: Iterable[Tensor]) -> None:
+    """Refuse the batches of older functions of PyTorch, which have no rules for what is not its own."""
+    if any(map(is_legacy_batchedtensor, directions)):
+        raise DerivativeError(
+            "gradients of a batch of directions (is_grads_batched=True, vectorize=True) are not supported; use "
+            "torch.func.vmap, jacrev or hessian"
+        )
 
 
 def _gradients(call: Call, needs: Sequence[str], grad_output: Tensor, *tensors_and_kept: Tensor) -> tuple[Tensor, ...]:
@@ -161,10 +167,11 @@ class ConvolveBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         names, moving = ctx.call.names, _moving(ctx.needs, directions)
-        grad_output, tensors, kept = _saved(ctx)
+        grad_output, tensors, kept = _saved(ctx)  # once: a checkpoint hands them out a single time
         nothing = (None,) * len(kept)
         if not moving:
             return None, None, None, *(None,) * len(names), *nothing
+        _refuse_batches(moving.values())
         call, *operands = _tangent(ctx.call, tensors, moving)
         # <gradients, directions> is the tangent contracted with grad_output: its gradients are the tangent's own.
         for_grad_output, *values = _apply(ConvolveAndKeep, call, *operands)

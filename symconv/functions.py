@@ -183,6 +183,13 @@ power = pointwise("power", lambda a, p: (power_slope(a, p), power_log(a, p)))
 #: p*a**(p - 1), and 0 where p is 0; a**p*log(a), and 0 where a is 0 and p is not negative: PyTorch's rules for pow.
 power_slope: Any = defined("power_slope", lambda a, p: case(sp.Eq(p, 0), 0, p * power(a, p - 1)))
 power_log: Any = defined("power_log", lambda a, p: case(sp.And(sp.Eq(a, 0), p >= 0), 0, power(a, p) * sp.log(a)))
+# Where p is 0 a**p has the slope 0 for a, whatever a is, but not so the slope of that for p: 1/a.
+power_slope.partials = staticmethod(
+    lambda a, p: (
+        case(sp.Eq(p, 0), 0, p * power_slope(a, p - 1)),
+        case(sp.And(sp.Eq(a, 0), sp.Eq(p, 0)), 0, power(a, p - 1) + p * power_log(a, p - 1)),
+    )
+)
 expm1 = pointwise("expm1", lambda z: (sp.exp(z),))
 log1p = pointwise("log1p", lambda z: (1 / (1 + z),))
 sigmoid: Any = pointwise("sigmoid", lambda z: (sigmoid(z) * (1 - sigmoid(z)),))

@@ -183,9 +183,10 @@ class _Lowering:
         grouped = [self._group(expr, common, last) for expr in results]
         found, reduced = sp.cse([*common, *grouped], symbols=_real(self._temporary), order="canonical")
         values = dict(found) | dict(zip(common.values(), reduced))
-        plain = {name: value for name, value in values.items() if value.is_number or value.is_Symbol}  # needs no name
-        reduced = [expr.xreplace(plain) for expr in reduced]
-        values = {name: value.xreplace(plain) for name, value in values.items() if name not in plain}
+        while plain := [name for name, value in values.items() if value.is_number or value.is_Symbol]:  # needs no name
+            known = {plain[0]: values.pop(plain[0])}  # one at a time: what it stands in may be a number then
+            reduced = [expr.xreplace(known) for expr in reduced]
+            values = {name: value.xreplace(known) for name, value in values.items()}
         needed = {name: sorted(value.free_symbols & values.keys(), key=str) for name, value in values.items()}
         ordered = [*graphlib.TopologicalSorter(needed).static_order()]
         named = dict(zip(ordered, _real(self._temporary)))

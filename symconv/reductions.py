@@ -20,7 +20,7 @@ import torch
 
 from .accumulators import Accumulators
 from .errors import DerivativeError, FormulaError
-from .functions import case, ceil, floor, is_zero, less, reciprocal, same, shift
+from .functions import absolute, case, ceil, floor, is_zero, less, reciprocal, same, shift
 from .language.axes import WindowNode, domain, labels_of, without
 
 Adjoint = Callable[[Any, sp.Expr], tuple[sp.Expr, ...]]
@@ -160,14 +160,16 @@ def _lower_others(acc: Accumulators, e: sp.Expr) -> sp.Expr:
 
 
 def _lower_others_slope(acc: Accumulators, e: sp.Expr, v: sp.Expr) -> sp.Expr:
-    # sum_{i != j} v_i prod_{k != i, j} e_k, by the number of factors that are exactly 0.
+    # sum_{i != j} v_i prod_{k != i, j} e_k.  The smallest factor stands apart: it may be 0, and where it is near 0 its
+    # v/e is so large that those of the others would be lost beside it.
+    here = sp.Eq(same(acc.first_max(-absolute(e))[1], acc.position(e)), 1)
+    smallest, motion = acc.sum(case(here, e)), acc.sum(case(here, v))
+    e, v = case(here, 1, e), case(here, 0, v)
     _, product, zeros = acc.factors(e)
-    slope = acc.sum(v / _nonzero(e) * (1 - is_zero(e)))
-    at_zeros = acc.sum(v * is_zero(e))
-    here = sp.Eq(is_zero(e), 1)
-    two = case(sp.Eq(zeros, 2), product * case(here, at_zeros - v))
-    one = case(sp.Eq(zeros, 1), product * case(here, slope, at_zeros / _nonzero(e)), two)
-    return case(sp.Eq(zeros, 0), product / e * (slope - v / e), one)
+    slope, at_zeros = acc.sum(v / _nonzero(e) * (1 - is_zero(e))), acc.sum(v * is_zero(e))
+    all_others = case(sp.Eq(zeros, 0), product * slope, case(sp.Eq(zeros, 1), product * at_zeros))
+    two_fewer = case(sp.Eq(zeros, 0), product / e * (slope - v / e))  # beside a 0 the smallest is one too
+    return case(here, all_others, motion * _lower_others(acc, e) + smallest * two_fewer)
 
 
 def _lower_first(acc: Accumulators, e: sp.Expr) -> sp.Expr:

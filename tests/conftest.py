@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 #: Where a compiled backend builds a hundred kernels and more, at a second or two each: the slow sweeps run these.
-MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas", "test_autograd")
+MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas", "test_autograd", "test_second_derivatives")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

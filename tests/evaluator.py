@@ -447,11 +447,7 @@ class Evaluation:
         if op == "softmax":
             return self.softmax(node, args[0])
         if op == "custom_grad":
-            value = args[0].detach()
-            for name, slope in zip(node.value, args[1:]):
-                moving = self.operand(name)
-                value = value + slope.detach() * (moving - moving.detach())
-            return value
+            return Chosen.apply(args[0], *args[1:], *map(self.operand, node.value))
         if op in ("<", "<=", ">", ">="):
             return self.compared(node, *args)
         if op == "guard":
@@ -630,6 +626,22 @@ class Evaluation:
         else:
             place = (valid & (e == target)).to(torch.uint8).argmax(-1, keepdim=True)
         return e.gather(-1, place)[..., 0]
+
+
+class Chosen(torch.autograd.Function):
+    """A value whose slopes along operands are chosen: `apply(value, *slopes, *operands)`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *slopes_and_operands: Tensor) -> Tensor:
+        count = len(slopes_and_operands) // 2
+        ctx.save_for_backward(*slopes_and_operands[:count])
+        ctx.shapes = [each.shape for each in slopes_and_operands[count:]]
+        return value.expand(torch.broadcast_shapes(value.shape, *(each.shape for each in slopes_and_operands))).clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = [(upstream * slope).sum_to_size(shape) for slope, shape in zip(ctx.saved_tensors, ctx.shapes)]
+        return (None, *[None] * len(gradients), *gradients)
 
 
 POINTWISE: dict[str, Any] = {

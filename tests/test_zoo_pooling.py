@@ -316,6 +316,19 @@ def test_sharpness_of_the_smooth_maxima(backend: str, r: float) -> None:
     torch.testing.assert_close(y, theirs - np.log(9) / r)
 
 
+@pytest.mark.parametrize("r", [0.5, 1.0, 20.0])
+def test_log_sum_exp_lies_above_the_maximum_by_up_to_log_t_over_r(backend: str, r: float) -> None:
+    (x,) = operands("log_sum_exp_pool")
+    excess = ours("log_sum_exp_pool", x, r=r, backend=backend) - F.max_pool2d(x, 3, 2)
+    assert (excess >= 0).all()
+    assert (excess <= np.log(9) / r).all()
+    level = ours("log_sum_exp_pool", torch.zeros_like(x), r=r, backend=backend)
+    torch.testing.assert_close(level, torch.full_like(level, np.log(9) / r))
+    # What Pinheiro and Collobert (2015) publish: the mean of the exponentials.
+    mean = F.avg_pool2d((r * x).exp(), 3, 2).log() / r
+    torch.testing.assert_close(ours("log_average_exp_pool", x, r=r, backend=backend), mean)
+
+
 def test_log_average_exp_goes_from_the_mean_to_the_maximum(backend: str) -> None:
     (x,) = operands("log_average_exp_pool")
     y = ours("log_average_exp_pool", x, r=1e-6, backend=backend)

@@ -37,8 +37,9 @@ POOLING = (
         "log_sum_exp_pool",
         "a smooth maximum",
         "r: const = 1\nlogsumexp(r*x)/r",
-        "Pinheiro, Collobert (2015), From Image-Level to Pixel-Level Labeling with Convolutional Networks",
+        "after Pinheiro, Collobert (2015), From Image-Level to Pixel-Level Labeling with Convolutional Networks",
         _LAYER,
+        traps="above the maximum by up to log(T)/r; the paper divides the sum by T, as log_average_exp_pool does",
     ),
     Operator(
         "log_average_exp_pool",
