@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 #: Where a compiled backend builds a hundred kernels and more, at a second or two each: the slow sweeps run these.
 MANY_KERNELS = ("test_zoo_", "test_records", "test_random_formulas", "test_autograd", "test_second_derivatives")
+
+
+def sampled(values: Iterable[Any], count: int = 1) -> list[Any]:
+    """Parameters of a test: the default suite runs the first ones, the slow sweeps the others."""
+    return [
+        value if index < count else pytest.param(value, marks=pytest.mark.slow) for index, value in enumerate(values)
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import sampled
 
 import symconv as sc
 from symconv.backends import backends, cpp, cpp_plan
@@ -64,7 +65,7 @@ def test_golden(name: str, request: pytest.FixtureRequest) -> None:
     assert source == path.read_text(encoding="utf-8"), "run `make golden` and review the difference"
 
 
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", sampled(OPTIONS))
 @pytest.mark.parametrize("name", KERNELS)
 def test_generated_files_compile_without_a_warning(name: str, options: list[str], tmp_path: Path) -> None:
     kernel = sc.Kernel(KERNELS[name], name=name)
@@ -416,7 +417,7 @@ def test_gradients_that_nobody_wants_are_not_written(formula: str) -> None:
         assert copy.get_parameter(name).grad is None
 
 
-@pytest.mark.parametrize("mode", ["constant", "ignore"])
+@pytest.mark.parametrize("mode", sampled(["constant", "ignore"]))
 @pytest.mark.parametrize(
     "formula",
     [
@@ -464,12 +465,15 @@ def test_one_large_argument_changes_nothing_else(formula: str, groups: int) -> N
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"padding": 1},
-        {"padding": 3, "padding_mode": "ignore"},
-        {"padding": 2, "stride": 2, "dilation": 2},
-        {"padding": 1, "groups": 2},
-    ],
+    sampled(
+        [
+            {"padding": 1},
+            {"padding": 3, "padding_mode": "ignore"},
+            {"padding": 2, "stride": 2, "dilation": 2},
+            {"padding": 1, "groups": 2},
+        ],
+        2,
+    ),
     ids=str,
 )
 @pytest.mark.parametrize(
@@ -677,7 +681,7 @@ def test_a_strip_that_sees_too_much_is_refused() -> None:
         plan(2)
 
 
-@pytest.mark.parametrize("name", SUMS_OF_PIXELS)
+@pytest.mark.parametrize("name", sampled(SUMS_OF_PIXELS, 6))
 def test_pixels_sum_their_gradients_where_filters_are_few(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In strips shorter than an image, for rows around the width of a vector and every stride."""
     formula, margins = SUMS_OF_PIXELS[name], set()
