@@ -21,6 +21,9 @@ from .geometry import Geometry
 from .kernel import Kernel, kernel_of
 from .tracing import constant, is_recorded, is_replaced
 
+#: The types of tensors that only compute.
+PLAIN = (Tensor, torch.nn.Parameter)
+
 
 @constant
 def version() -> str:
@@ -56,7 +59,12 @@ class Call(NamedTuple):
 
 def is_dispatched(tensors: Sequence[Tensor]) -> bool:
     """Whether a mode or the tensors themselves carry out operators."""
-    return is_replaced() or any(type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ for tensor in tensors)
+    if is_replaced():
+        return True
+    for tensor in tensors:
+        if type(tensor) not in PLAIN and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return True
+    return False
 
 
 def outputs(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

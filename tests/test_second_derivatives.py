@@ -48,8 +48,22 @@ def by_evaluator(case: Case, operands: dict[str, Any], late: bool = False, noise
     return products(result.output, {name: each for name, each in operands.items() if isinstance(each, Tensor)}), result
 
 
+def has_windows_without_taps(windows: Geometry) -> bool:
+    """Whether a window lies outside the image with all its taps, so that none of them counts."""
+    axes = zip(windows.image, windows.padding, windows.kernel_size, windows.stride, windows.dilation)
+    return windows.ignore and any(
+        not any(0 <= first + tap * dilation < size for tap in range(taps))
+        for size, padding, taps, stride, dilation in axes
+        for first in range(-padding, size + padding - (taps - 1) * dilation, stride)
+    )
+
+
 def check_case(case: Case, backend: str) -> None:
-    """The products of symconv equal those of the evaluator, where they are finite, moderate and away from kinks."""
+    """The products of symconv equal those of the evaluator, where they are finite, moderate and away from kinks.
+
+    Not of windows without taps, whose infinite maxima a tangent multiplies by a sum of nothing.
+    """
+    assume(not has_windows_without_taps(case.geometry))
     operands = numbers(case)
     theirs, result = by_evaluator(case, operands)
     moderate = all(bool(((each.abs() < 1e6) | (each == 0)).all()) for each in theirs.values())
@@ -86,7 +100,7 @@ def test_random_formulas(case: Case) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_many_random_formulas(case: Case) -> None:
     check_case(case, "torch")
@@ -94,7 +108,7 @@ def test_many_random_formulas(case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "torch"])
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_random_formulas_compiled(backend: str, case: Case) -> None:
     """Fewer, because each example is two kernels to compile."""
