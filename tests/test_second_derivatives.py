@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BACKENDS
 from evaluator import Geometry, evaluate, read
 from hypothesis import HealthCheck, assume, event, given, settings
 from oracles import random
@@ -97,22 +96,6 @@ def compare(case: Case, operands: dict[str, Any], theirs: dict[str, Tensor], bac
 @given(case=cases())
 def test_random_formulas(case: Case) -> None:
     check_case(case, "torch")
-
-
-@pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(case=cases())
-def test_many_random_formulas(case: Case) -> None:
-    check_case(case, "torch")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", [each for each in BACKENDS if each != "torch"])
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(case=cases())
-def test_random_formulas_compiled(backend: str, case: Case) -> None:
-    """Fewer, because each example is two kernels to compile."""
-    check_case(case, backend)
 
 
 @pytest.mark.parametrize(("text", "windows"), REGRESSIONS, ids=[text.splitlines()[-1] for text, _ in REGRESSIONS])
