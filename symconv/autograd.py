@@ -279,6 +279,14 @@ def _over_a_batch(
         joined: whether the images of all calls may be those of one; else, and where calls differ in what is no image,
             they are made one after the other.
     """
+    if size == 0:  # as of one call, of which nothing is left
+        shapes = [list(tensor.shape) for tensor in tensors]
+        for shape, dim in zip(shapes, in_dims):
+            if dim is not None:
+                shape[dim] = 1
+        one = [tensor.new_zeros(shape) for tensor, shape in zip(tensors, shapes)]
+        found, dims = _over_a_batch(function, 1, in_dims, one, images, joined)
+        return tuple(each[:0] for each in found), dims
     if joined and all(image or dim is None for image, dim in zip(images, in_dims)):
         found = function(
             *(

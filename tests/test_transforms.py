@@ -193,6 +193,19 @@ def test_batches_without_images(backend: str) -> None:
     assert vmap(lambda x: sc.conv2d("sum(w*x)", x, w, backend=backend))(x).shape == (3, 0, 2, 2, 3)
 
 
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0)])
+def test_batches_of_no_calls(in_dims: tuple[int | None, int | None], backend: str) -> None:
+    x, w = random(1, 2, 3, 4), random(2, 2, 2, 2)
+    given = [each if dim is None else each.expand(0, *each.shape) for each, dim in zip((x, w), in_dims)]
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return sc.conv2d("sum(w*x)", x, w, backend=backend)
+
+    assert vmap(f, in_dims)(*given).shape == (0, 1, 2, 2, 3)
+    gradients = vmap(grad(loss(f), argnums=(0, 1)), in_dims)(*given)
+    assert [each.shape for each in gradients] == [(0, *x.shape), (0, *w.shape)]
+
+
 def test_tangents_keep_the_dtype(backend: str) -> None:
     x, w = random(1, 2, 3, 4).bfloat16(), random(2, 2, 2, 2).bfloat16()
     y, tangent = jvp(lambda x, w: sc.conv2d("sum(w*x)", x, w, backend=backend), (x, w), (x, w))
