@@ -79,7 +79,7 @@ class Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if is_grad_enabled() or is_transformed():
-            return _backward(ctx, grad_output, lambda *args: _apply(ConvolveBackward, *args))
+            return _backward(ctx, grad_output, ConvolveBackward.apply)
         return _backward(ctx, grad_output, _gradients)
 
 
@@ -130,7 +130,7 @@ class ConvolveAndKeep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return _backward(ctx, grad_output, lambda *args: _apply(ConvolveBackward, *args))
+        return _backward(ctx, grad_output, ConvolveBackward.apply)
 
     @staticmethod
     def jvp(ctx: Any, _: None, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -169,13 +169,10 @@ class ConvolveBackward(torch.autograd.Function):
         if not moving:
             return None, None, None, *(None,) * len(names), *nothing
         _refuse_batches(moving.values())
-        call, *operands = _tangent(ctx.call, tensors, moving)
         # <gradients, directions> is the tangent contracted with grad_output: its gradients are the tangent's own.
-        for_grad_output, *values = _apply(ConvolveAndKeep, call, *operands)
-        wanted = (name for name, needed in zip(names, _asked_for(ctx)[1:]) if needed)
-        needs = tuple(name for name in wanted if name in call.names)
-        found = _apply(ConvolveBackward, call, needs, grad_output, *operands, *values) if needs else ()
-        return None, None, for_grad_output, *in_place(names, needs, found), *nothing
+        wanted = [name for name, needed in zip(names, _asked_for(ctx)[1:]) if needed]
+        for_grad_output, found = _of_tangent(ctx.call, tensors, moving, grad_output, wanted)
+        return None, None, for_grad_output, *map(found.get, names), *nothing
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -185,11 +182,8 @@ class ConvolveBackward(torch.autograd.Function):
         if directions[0] is not None:
             along = dict(zip(ctx.needs, _apply(ConvolveBackward, ctx.call, ctx.needs, directions[0], *tensors, *kept)))
         if moving := _moving(ctx.call.names, directions[1:]):
-            call, *operands = _tangent(ctx.call, tensors, moving)
-            values = _apply(ConvolveAndKeep, call, *operands)[1:]
-            needs = tuple(name for name in ctx.needs if name in call.names)
-            found = _apply(ConvolveBackward, call, needs, grad_output, *operands, *values) if needs else ()
-            for name, each in zip(needs, found):
+            found = _of_tangent(ctx.call, tensors, moving, grad_output, ctx.needs)[1]
+            for name, each in found.items():
                 along[name] = along[name] + each if name in along else each
         return tuple(along.get(name) for name in ctx.needs)
 
@@ -229,6 +223,17 @@ def _tangent(call: Call, tensors: Sequence[Tensor], moving: Mapping[str, Tensor]
     numbers = dict(zip(call.kernel.signature.numbers, call.numbers))
     moved = call._replace(formula=tangent.text, numbers=tuple(numbers[name] for name in tangent.signature.numbers))
     return moved, *(values[name] for name in moved.names)
+
+
+def _of_tangent(
+    call: Call, tensors: Sequence[Tensor], moving: Mapping[str, Tensor], grad_output: Tensor, wanted: Iterable[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output of a call's tangent, and by operand those of its gradients that are wanted."""
+    tangent, *operands = _tangent(call, tensors, moving)
+    output, *kept = _apply(ConvolveAndKeep, tangent, *operands)
+    needs = tuple(name for name in wanted if name in tangent.names)
+    found = _apply(ConvolveBackward, tangent, needs, grad_output, *operands, *kept) if needs else ()
+    return output, dict(zip(needs, found))
 
 
 def _asked_for(ctx: Any) -> list[bool]:

@@ -100,7 +100,7 @@ def test_random_formulas(case: Case) -> None:
 
 @pytest.mark.parametrize(("text", "windows"), REGRESSIONS, ids=[text.splitlines()[-1] for text, _ in REGRESSIONS])
 def test_regression(text: str, windows: dict[str, Any]) -> None:
-    """On the torch backend: a tangent is a formula like others, which the sweeps of `test_random_formulas` compile."""
+    """On the torch backend: a tangent is a formula like others, and `test_random_formulas` compiles such."""
     case = Case(read(text), Geometry(**{**SMALL, **windows}), 0)
     operands = numbers(case)
     compare(case, operands, by_evaluator(case, operands)[0], "torch")
