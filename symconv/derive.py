@@ -60,19 +60,29 @@ class Chain:
         return domain(frozenset().union(*map(labels_of, node.args)), node.dims)
 
     def sum_over(self, expr: sp.Expr, where: Domain, dims: frozenset[str]) -> sp.Expr:
-        """The sum over `dims` of `expr`, a value of the domain `where`, constant factors taken out."""
+        """The sum over `dims` of `expr`, a value of the domain `where`, constant factors taken out.
+
+        Not those that are infinite at a window without taps, as a maximum is: there a sum of nothing is 0.
+        """
         dims = dims.intersection(where.axes)
         if not dims or expr == 0:
             return expr
         inside: dict[sp.Expr, sp.Expr] = {}
         for term in sp.Add.make_args(tidy(expr)):
-            varies = {
-                factor: without(labels_of(factor), dims) != labels_of(factor) for factor in sp.Mul.make_args(term)
+            stays = {
+                factor: without(labels_of(factor), dims) != labels_of(factor) or self._is_infinite_without_taps(factor)
+                for factor in sp.Mul.make_args(term)
             }
-            outside = sp.Mul(*(factor for factor, each in varies.items() if not each))
-            inside[outside] = inside.get(outside, 0) + sp.Mul(*(factor for factor, each in varies.items() if each))
+            outside = sp.Mul(*(factor for factor, each in stays.items() if not each))
+            inside[outside] = inside.get(outside, 0) + sp.Mul(*(factor for factor, each in stays.items() if each))
         like = where.representatives
         return sp.Add(*(outside * self._total(total, dims, like) for outside, total in inside.items()))
+
+    def _is_infinite_without_taps(self, factor: sp.Expr) -> bool:
+        nodes = {symbol: self.nodes[symbol] for symbol in factor.free_symbols & self.nodes.keys()}
+        values = {symbol: record_of(node).without_taps for symbol, node in nodes.items()}
+        infinite = {symbol: value for symbol, value in values.items() if value.is_infinite}
+        return bool(infinite) and not factor.xreplace(infinite).is_finite
 
     def times(self, gradient: sp.Expr, slope: sp.Expr) -> sp.Expr:
         """The product of both, and 0 where the branch of a `where` that is not taken makes the gradient 0.

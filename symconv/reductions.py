@@ -43,6 +43,7 @@ class Reduction:
         zeros_matter: whether a zero from the padding changes the result where people do not expect it.
         arity: how many arguments a formula may give, without `weight`, at least and at most.
         weighted: whether it takes `weight=`, which is then its last argument.
+        without_taps: its value at a window without taps, if that is infinite.
         internal: whether only derivatives contain it: their text is read back, but nobody is told to use it.
     """
 
@@ -54,6 +55,7 @@ class Reduction:
     zeros_matter: bool = False
     arity: tuple[int, int] = (1, 1)
     weighted: bool = False
+    without_taps: sp.Expr = sp.S.Zero
     internal: bool = False
 
     @property
@@ -354,6 +356,7 @@ _RECORDS = (
         lambda acc, e: acc.first_max(e)[0],
         _filled(-torch.inf, lambda values, dim: values.max(dim).values),
         zeros_matter=True,
+        without_taps=-sp.oo,
     ),
     Reduction(
         "min",
@@ -362,6 +365,7 @@ _RECORDS = (
         lambda acc, e: -acc.first_max(-e)[0],
         _filled(torch.inf, lambda values, dim: values.min(dim).values),
         zeros_matter=True,
+        without_taps=sp.oo,
     ),
     Reduction(
         "logsumexp",
@@ -370,6 +374,7 @@ _RECORDS = (
         _lower_logsumexp,
         _filled(-torch.inf, torch.logsumexp),
         zeros_matter=True,
+        without_taps=-sp.oo,
     ),
     Reduction(
         "norm",

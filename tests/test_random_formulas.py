@@ -471,6 +471,8 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     # A window without taps counts none.
     ("d: param[c]\nsum(x + sum(d, dim=c))", OUTSIDE),
     ("d: param[c]\nsum(x + min(d, dim=c))", OUTSIDE),
+    # A window without taps has an infinite maximum, but adds nothing up.
+    ("g: input\nsum(x + g*logsumexp(w*g))", OUTSIDE),
     # One filter, and parameters that do not tell which: their gradients are found without dividing by its elements.
     ("d: param[c]\nstd(d*std(t, dim=t), weight=2, dim=c) + sum(w*x)", {}),
     # A name that cancels, and an axis that goes with it.
