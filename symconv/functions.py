@@ -423,7 +423,10 @@ def is_bounded(expr: sp.Expr) -> bool:
     """Whether an expression is finite wherever its operands are."""
     if expr.has(*UNBOUNDED):
         return False
-    return all(each.is_number or (each.exp.is_Integer and each.exp > 0) for each in expr.atoms(sp.Pow))
+    return all(
+        each.is_number or (each.exp.is_Integer and each.exp > 0) or (each.exp.is_Rational and each.base.is_positive)
+        for each in expr.atoms(sp.Pow)
+    )
 
 
 def with_slopes(value: sp.Expr, slopes: Any = None, /, **named: sp.Expr) -> sp.Expr:

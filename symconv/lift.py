@@ -13,7 +13,7 @@ from typing import Any
 
 import sympy as sp
 
-from .functions import BY_CLASS, sigmoid
+from .functions import BY_CLASS, sigmoid, typed
 from .language.axes import Value, labels_of
 from .language.symbols import Operand, w
 from .operations import COSTLY, Block, count_operations, is_denominator
@@ -65,7 +65,7 @@ class Lifting:
 
     def lift(self, expr: sp.Expr) -> sp.Expr:
         """`expr` with names for its largest parts that belong to one pixel or one weight, if they are costly."""
-        if not expr.args or expr.is_number:
+        if not expr.args or expr.is_number or isinstance(expr, typed):
             return expr
         home = home_of(expr)
         if home is not None and is_worth_lifting(expr, home):

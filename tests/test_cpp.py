@@ -607,6 +607,31 @@ def test_gradients_of_images_need_no_zeros_to_be_added_to(
     assert {plan.overwrites for plan in backward} == ({True} if stride == 1 else {True, False})
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 16000), (8, 64, 28, 28), (2, 3, 60, 60)])
+@pytest.mark.parametrize("formula", ["sum(w*x)", "sum(w*x/(1 + x**2))"])
+def test_scratch_memory_does_not_grow_with_the_cache(
+    formula: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond packed weights it is less than the images and outputs, however large the cache is."""
+    taken: list[int] = []
+    scratch = cpp_plan.CppPlan.scratch
+
+    def counted(plan: CppPlan, *given: Any) -> torch.Tensor:
+        found = scratch(plan, *given)
+        taken.append(found.numel())
+        return found
+
+    monkeypatch.setattr(cpp_plan.CppPlan, "scratch", counted)
+    monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, 2**30))
+    convolve = sc.conv1d if len(shape) == 3 else sc.conv2d
+    x, w = torch.randn(shape, requires_grad=True), torch.randn(32, shape[1], *[3] * (len(shape) - 2))
+    y = convolve(formula, x, w.requires_grad_(), padding=1, backend="cpp")
+    torch.autograd.grad(y.sum(), (x, w))
+    whole = x.nbytes + y.nbytes
+    assert taken[0] - w.nbytes < whole / 2
+    assert taken[1] - w.nbytes < whole
+
+
 @pytest.mark.parametrize("channels", [2, 3, 5, 40])
 def test_as_many_values_are_put_in_order_as_an_input_has_channels(channels: int) -> None:
     """Also where x has others, for which the compiler would be told how many there are."""

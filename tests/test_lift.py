@@ -56,6 +56,8 @@ def lifted(text: str) -> tuple[set[str], set[str]]:
         ("sum(sin(w*x))", set(), set()),
         ("-sum(abs(x - w))", set(), set()),
         ("mean(x)", set(), set()),
+        # Nor are the numbers 1 and -1, though they stand beside weights.
+        ("sum(custom_grad(-abs(x - w), x=clip(w - x, -1, 1), w=x - w))", set(), set()),
         # Of the window, or of two pixels.
         ("sum(w*exp(x - max(x)))", set(), set()),
         ("sum(w*exp(x - x[c, 0]))", set(), set()),
@@ -63,6 +65,14 @@ def lifted(text: str) -> tuple[set[str], set[str]]:
 )
 def test_what_is_lifted(text: str, forward: set[str], backward: set[str]) -> None:
     assert lifted(text) == (forward, backward)
+
+
+def test_weights_are_packed_once() -> None:
+    """Though they are read, and two other values computed of them."""
+    text = sc.Kernel("sum(max(w, x*abs(w), x**2*exp(w)))").source("cpp")
+    forward = text[: text.index("#ifdef SYMCONV_BACKWARD")]
+    assert forward.count("computed<") == 2
+    assert forward.count("pack<") == 1
 
 
 def test_only_what_is_asked_for_is_lifted() -> None:

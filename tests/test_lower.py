@@ -152,3 +152,19 @@ def test_shares_of_extreme_values(value: float, backend: str) -> None:
     nothing = torch.full((1, 1, 3, 3), -torch.inf)
     y = sc.conv2d("sum(clip(x, -2, 2)*softmax(x))", nothing, kernel_size=3, out_channels=1, backend=backend)
     assert y.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("formula", "bounded"),
+    [
+        ("sum(w*x)", True),
+        ("sum(w*x/(1 + x**2))", True),
+        ("sum(w*sqrt(1 + x**2))", True),
+        ("sum(w*x/(1 + x))", False),
+        ("sum(x/(w**2 - 1))", False),
+        ("sum(w*sqrt(x))", False),
+        ("sum(w*exp(x))", False),
+    ],
+)
+def test_whether_taps_are_finite_wherever_pixels_and_weights_are(formula: str, bounded: bool) -> None:
+    assert [sweep.is_bounded for sweep in lower(sc.Kernel(formula).formula, lift=True).backward] == [bounded]

@@ -40,7 +40,7 @@ def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
         vectors,
         max(vectors, min(4, power_below(room // state))),
         2,
-        power_below(max((back if heavy else 16) // (4 * max(facts.image_sums, 1)), 1)),
+        power_below(max((back if heavy else registers) // (4 * max(facts.image_sums, 1)), 1)),
         bank_filters,
         min(bank // bank_filters, 4),
     )
@@ -63,10 +63,12 @@ FEW_FILTERS = 4
 MANY_TAPS = 64
 #: For so many filters per thread what each of them sees costs little to read.
 MANY_FILTERS = 16
-#: Gradients of weights sum so many windows before the lanes of their vectors are added, if strips are shorter.
+#: Gradients of weights sum about so many windows before the lanes of their vectors are added, if strips are shorter.
 MANY_WINDOWS = 768
 #: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
 MOST_PLACES = 2**31
+#: So many bytes of scratch memory each thread may have, however small a call is.
+LEAST_SCRATCH = 64 * 1024
 #: So many bytes of scratch memory a plan keeps between calls.
 KEPT_SCRATCH = 16 * 1024
 
@@ -205,10 +207,24 @@ class _Layer:
         """Places of a tile of vectors, of which a strip is a multiple."""
         return self.width * (self.tiles.backward_vectors if self.backward else self.tiles.vectors)
 
-    @property
+    @functools.cached_property
+    def share(self) -> int:
+        """The bytes of the call for each thread: scratch memory should be less, however large a cache is.
+
+        Of weights a quarter, because they are packed as well, and of outputs what keeps room for values that are kept.
+        """
+        inputs, others = (
+            sum(each.numel() for each, role in zip(self.tensors, self.facts.roles) if (role == "input") == is_input)
+            for is_input in (True, False)
+        )
+        outputs = math.prod(self.geometry.output_shape(self.tensors[0].shape))
+        share = inputs + outputs // 2 + others // 4 if self.backward else inputs + outputs // 4
+        return max(self.real * share // self.threads, LEAST_SCRATCH)
+
+    @functools.cached_property
     def budget(self) -> int:
         """The bytes that are at hand again and again: half a cache."""
-        return cache_bytes() // 2
+        return min(cache_bytes() // 2, self.share)
 
     @property
     def per_place(self) -> int:
@@ -227,7 +243,8 @@ class _Layer:
         step, length = self.step, -(-self.line.length // self.step) * self.step
         room = max(self.budget - self.per_place * self.line.halo, self.budget // 4)
         strip = room // max(self.per_place + self.per_filter * min(self.filters, 16), 1)
-        strip = min(max(strip // step, 1) * step, length)
+        pieces = -(-self.line.length // max(strip * 5 // 4, 1))  # one less, where the rest would be short
+        strip = min(max(-(-self.line.length // (pieces * step)), 1) * step, length)
         if not self.backward and self.lines < 2 * self.threads and self.line.length > 4 * step:
             pieces = -(-2 * self.threads // max(self.lines, 1))
             # None so short that its halo is most of it.
@@ -286,4 +303,7 @@ class _Layer:
         if not self.by_filters() or self.by_positions() or self.facts.backward.heavy:
             return 0
         strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
-        return max(min(MANY_WINDOWS // strip, strips), 1) - 1
+        turns = max(round(strips * strip / MANY_WINDOWS), 1)
+        held = self.per_place // 2 * (strip + self.line.halo) + self.per_filter * min(self.filters, 32) * strip
+        turns = max(turns, -(-strips * held // (2 * self.share)))
+        return max(-(-strips // turns), 1) - 1

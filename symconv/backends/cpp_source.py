@@ -12,7 +12,7 @@ from ..language.axes import Domain
 from ..lift import Lifted
 from ..schedule import Schedule, Sweep
 from .lifting import WEIGHT, LiftingPass
-from .native_members import flags
+from .native_members import flags, varies_along
 from .native_source import Backward, Forward, native_source
 
 
@@ -30,22 +30,23 @@ class CppPass(LiftingPass):
     def weight(self, name: str, symbol: Lifted, where: Domain, varies: tuple[bool, bool]) -> str:
         domain, arguments = self.id(where), []
         for each in symbol.block.arguments:
-            laid = self.shared_name(where, self.identifier(each), f"of_{name}")
+            ending = "packed" if varies == varies_along(each.axes) else f"of_{name}"
+            laid = self.shared_name(where, self.identifier(each), ending)
             if (number := self.constant(each)) is not None:
                 arguments.append(f"splat(real({number}))")
                 continue
             if each.role in ("offset", "index"):
                 element = "group * windows.geometry.filters + f" if each.name == "o" else self.number(each, domain)
-                kind, unused = f"laid_out<{flags(*varies)}, {self.block}>", "(void)group, (void)f, (void)k"
+                kind, unused = f"laid_out<{flags(*varies)}>", "(void)group, (void)f, (void)k"
                 value = f"[&](int64_t group, int64_t f, int64_t k) {{ {unused}; return real({element}); }}"
-                make = f"{kind}(windows, {domain}.count, arena, {value})"
+                make = f"{kind}({self.layout(varies)}{{}}, windows, {domain}.count, arena, {value})"
             else:
                 make = self.packed(self.identifier(each), each, where, varies)
             self.shared[laid] = ("const real*", make)
             arguments.append(f"load({laid} + i)")
         call = self.function(name, WEIGHT, symbol.block, arguments)["call"]
         value = f"[&](int64_t i) {{ (void)i; return {call}; }}"
-        return f"computed<{flags(*varies)}, {self.block}>(windows, {domain}.count, arena, {value})"
+        return f"computed<{flags(*varies)}>({self.layout(varies)}{{}}, windows, {domain}.count, arena, {value})"
 
 
 class CppForward(CppPass, Forward):
@@ -57,6 +58,9 @@ class CppForward(CppPass, Forward):
 
 class CppBackward(CppPass, Backward):
     """The backward pass, whose gradients of images pixels may sum."""
+
+    def layout(self, varies: tuple[bool, bool]) -> str:
+        return "ByTaps<IMAGE_TAPS>" if all(varies) else super().layout(varies)
 
     def context(self) -> dict[str, Any]:
         if any(sweep.gathers for sweep in self.sweeps.values()):

@@ -12,7 +12,7 @@ from ..language.axes import Domain
 from ..language.symbols import Operand
 from ..lift import Lifted
 from ..schedule import Schedule
-from .native_members import SIZES, Member, flags
+from .native_members import SIZES, Member, flags, varies_along
 from .native_source import Pass
 
 PIXEL = "The same for all taps that see a pixel: computed once."
@@ -33,7 +33,7 @@ class LiftingPass(Pass):
         if not isinstance(symbol, Lifted):
             return super().member(name, symbol, where)
         if symbol.pixel is None:
-            varies = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
+            varies = varies_along(symbol.axes)
             packed = self.shared_name(where, name, "packed")
             make = self.weight(name, symbol, where, varies)
             self.shared[packed] = ("const real*", make)  # after what it is made of
@@ -53,8 +53,8 @@ class LiftingPass(Pass):
 
     def weight(self, name: str, symbol: Lifted, where: Domain, varies: tuple[bool, bool]) -> str:
         """How a value that is computed once per weight is made, for filters and taps or the same for all."""
-        kind = f"laid_out<{flags(*varies)}, {self.block}>"
-        return f"{kind}(windows, {self.id(where)}.count, arena, {self.element(name, symbol, where)})"
+        kind, element = f"laid_out<{flags(*varies)}>", self.element(name, symbol, where)
+        return f"{kind}({self.layout(varies)}{{}}, windows, {self.id(where)}.count, arena, {element})"
 
     def element(self, name: str, symbol: Operand | Lifted, where: Domain, shared: str = "") -> str:
         """A function of the group, the filter and the tap that gives what is packed; `shared` is where tables are."""

@@ -7,6 +7,7 @@ member per symbol, which knows by itself how its operand lies: every call in a s
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import sympy as sp
@@ -41,6 +42,11 @@ class Member(NamedTuple):
 def flags(*values: bool) -> str:
     """As arguments of a template or a function in C++."""
     return ", ".join("true" if value else "false" for value in values)
+
+
+def varies_along(axes: Collection[str]) -> tuple[bool, bool]:
+    """Whether a value with these axes varies along filters, and along taps."""
+    return "o" in axes, bool({"c", "t"} & {*axes})
 
 
 class Members:
@@ -164,7 +170,7 @@ class Members:
 
     def bank(self, name: str, symbol: Operand, where: Domain) -> Member:
         """A weight or parameter."""
-        varies = "o" in symbol.axes, bool({"c", "t"} & {*symbol.axes})
+        varies = varies_along(symbol.axes)
         packed, make = self.shared_name(where, name, "packed"), self.packed(name, symbol, where, varies)
         self.shared[packed] = ("const real*", make)
         return self.bank_member(name, packed, where, varies)
@@ -172,16 +178,20 @@ class Members:
     def bank_member(self, name: str, packed: str, where: Domain, varies: tuple[bool, bool]) -> Member:
         """What is packed as sweeps read it, along filters and along taps."""
         per_filter, per_tap = varies
-        count = f" * {self.id(where)}.{name}.count" if per_tap else ""
-        enter = f"{name}.packed = shared.{packed} + (group * padded_filters<{self.block}>(windows) + first){count}"
-        make = f"shared.{packed}, shared.{self.id(where)}.count"
-        return Member(name, f"Bank<{flags(*varies)}>", make, enter if per_filter else "")
+        layout, count = self.layout(varies), f"shared.{self.id(where)}.count" if per_tap else "1"
+        make = f"shared.{packed}, {layout}::step(windows, {count})"
+        enter = f"{name}.packed = shared.{packed} + {layout}::at(windows, {count}, group, first)" if per_filter else ""
+        return Member(name, f"Bank<{flags(*varies)}, {layout}>", make, enter)
+
+    def layout(self, varies: tuple[bool, bool]) -> str:
+        """How weights lie that vary along filters and along taps."""
+        return f"ByFilters<{self.block}>"
 
     def packed(self, name: str, symbol: Operand, where: Domain, varies: tuple[bool, bool]) -> str:
         """How the elements of a weight or parameter are packed."""
         elements, tensor = self.elements(name, symbol, where), self.tensors.index(symbol.operand.name)
-        kind = f"pack<{flags(*varies)}, {self.block}>"
-        return f"{kind}(tensors[{tensor}], {elements}, windows, {self.id(where)}.count, arena)"
+        kind, layout = f"pack<{flags(*varies)}>", self.layout(varies)
+        return f"{kind}({layout}{{}}, tensors[{tensor}], {elements}, windows, {self.id(where)}.count, arena)"
 
     def field_member(self, name: str, base: Operand, where: Domain, values: str) -> Member:
         """A value per output pixel, or its gradient."""

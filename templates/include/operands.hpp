@@ -119,10 +119,53 @@ constexpr bool WHOLE_BLOCKS = true;
 constexpr bool WHOLE_BLOCKS = false;
 #endif
 
-/// A value for each filter, channel and tap, as sweeps read them: for blocks of BLOCK filters one k after the other, and
-/// for the filters that are left row by row.  PER_FILTER and PER_TAP say along what they vary; element(group, f, k).
+/// How weights lie for a tile of filters, to which the taps come: in blocks of filters, one tap after the other; filters that
+/// are left over have a row of taps each.
+template <int BLOCK> struct ByFilters {
+    /// The values of a group.
+    static int64_t size(const Windows& windows, int64_t count) { return padded_filters<BLOCK>(windows) * count; }
+    /// From the taps of a filter to those of the next one.
+    static int64_t step(const Windows&, int64_t count) { return count; }
+    /// Where the filters from f on of a group begin.
+    static int64_t at(const Windows& windows, int64_t count, int64_t group, int64_t f) { return group * size(windows, count) + f * count; }
+    /// A value, seen from there.
+    template <int F> static SYMCONV_INLINE real value(const real* packed, int64_t step, int64_t f, int i, int64_t k)
+    {
+        return one_of<F>(packed + f * step + k * F, i);
+    }
+};
+
+/// How weights lie for a tile of taps, to which the filters come: in blocks of taps, one filter after the other.
+template <int BLOCK> struct ByTaps {
+    static int64_t size(const Windows& windows, int64_t count) { return ceil_div(count, BLOCK) * step(windows, count); }
+    /// From a block of taps to the next one.
+    static int64_t step(const Windows& windows, int64_t) { return windows.geometry.filters * BLOCK; }
+    static int64_t at(const Windows& windows, int64_t count, int64_t group, int64_t f) { return group * size(windows, count) + f * BLOCK; }
+    template <int F> static SYMCONV_INLINE real value(const real* packed, int64_t step, int64_t f, int i, int64_t k)
+    {
+        const uint64_t tap = uint64_t(k);
+        return packed[int64_t(tap / BLOCK) * step + (f + i) * BLOCK + int64_t(tap % BLOCK)];
+    }
+};
+
+/// Write a block of `count` values, or of as many as it has, and zeros behind them.
+template <int BLOCK, class Element> SYMCONV_INLINE void put_block(real* block, int64_t count, Element element)
+{
+    real values[BLOCK] = {};
+    if (count >= BLOCK)
+        UNROLL for (int i = 0; i < BLOCK; ++i)
+            values[i] = element(i);
+    else
+        for (int i = 0; i < count; ++i)
+            values[i] = element(i);
+    UNROLL for (int i = 0; i < BLOCK; ++i)
+        block[i] = values[i];
+}
+
+/// A value for each filter, channel and tap, as sweeps read them.  PER_FILTER and PER_TAP say along what they vary;
+/// element(group, f, k).
 template <bool PER_FILTER, bool PER_TAP, int BLOCK, class Element>
-inline real* laid_out(const Windows& windows, int64_t count, Arena& arena, Element element)
+inline real* laid_out(ByFilters<BLOCK>, const Windows& windows, int64_t count, Arena& arena, Element element)
 {
     const Geometry& g = windows.geometry;
     const int64_t filters = PER_FILTER ? g.filters : 1, groups = PER_FILTER ? g.groups : 1, taps = PER_TAP ? count : 1;
@@ -133,13 +176,31 @@ inline real* laid_out(const Windows& windows, int64_t count, Arena& arena, Eleme
     if constexpr (PER_FILTER && PER_TAP)
         spread(g.threads, arena.fills ? groups * blocks : 0, taps, [&](int64_t row, int64_t k) {
             const int64_t group = row / blocks, f = row % blocks * BLOCK;
-            real* block = packed + (group * padded + f) * taps + k * BLOCK;
-            UNROLL for (int i = 0; i < BLOCK; ++i)
-                block[i] = f + i < filters ? element(group, f + i, k) : real(0);
+            put_block<BLOCK>(packed + (group * padded + f) * taps + k * BLOCK, filters - f,
+                             [&](int64_t i) { return element(group, f + i, k); });
         });
     spread(g.threads, arena.fills ? groups * left : 0, taps, [&](int64_t row, int64_t k) {
         const int64_t group = row / left, f = whole + row % left;
         packed[(group * padded + f) * taps + k] = f < filters ? element(group, f, k) : real(0);
+    });
+    return packed;
+}
+
+/// The same, in blocks of taps.
+template <bool PER_FILTER, bool PER_TAP, int BLOCK, class Element>
+inline real* laid_out(ByTaps<BLOCK> layout, const Windows& windows, int64_t count, Arena& arena, Element element)
+{
+    static_assert(PER_FILTER && PER_TAP, "what varies along one of them lies in a row");
+    const Geometry& g = windows.geometry;
+    const int64_t size = layout.size(windows, count), step = layout.step(windows, count);
+    real* packed = arena.take<real>(g.groups * size);
+    constexpr int64_t JOINT = 16;  // filters whose taps are read side by side, to fill what is written line by line
+    const int64_t joints = ceil_div(g.filters, JOINT);
+    spread(g.threads, arena.fills ? g.groups * joints : 0, ceil_div(count, BLOCK), [&](int64_t row, int64_t block) {
+        const int64_t group = row / joints, first = row % joints * JOINT;
+        for (int64_t f = first; f < least(first + JOINT, g.filters); ++f)
+            put_block<BLOCK>(packed + group * size + block * step + f * BLOCK, count - block * BLOCK,
+                             [&](int64_t i) { return element(group, f, block * BLOCK + i); });
     });
     return packed;
 }
@@ -151,10 +212,16 @@ SYMCONV_INLINE real value_of(const Tensor& tensor, const Elements& elements, int
 }
 
 /// The elements of a weight or parameter.
-template <bool PER_FILTER, bool PER_TAP, int BLOCK>
-inline real* pack(const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
+template <bool PER_FILTER, bool PER_TAP, class Layout>
+inline real* pack(Layout layout, const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
 {
-    return laid_out<PER_FILTER, PER_TAP, BLOCK>(windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
+    if (elements.by_tap) {  // one behind the other
+        const storage* first = static_cast<const storage*>(tensor.data) + elements.first;
+        return laid_out<PER_FILTER, PER_TAP>(layout, windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
+            return real(first[group * elements.group + f * elements.filter + k]);
+        });
+    }
+    return laid_out<PER_FILTER, PER_TAP>(layout, windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
         return value_of(tensor, elements, group, f, k);
     });
 }
@@ -197,14 +264,15 @@ template <bool OWN> struct Image {
     }
 };
 
-template <bool PER_FILTER, bool PER_TAP> struct Bank {
+/// A weight or parameter.
+template <bool PER_FILTER, bool PER_TAP, class Layout> struct Bank {
     const real* packed;
-    int64_t count;
+    int64_t step;
 
     template <int F> vec operator()(Place<F> p) const
     {
         if constexpr (PER_FILTER && PER_TAP)
-            return splat(one_of<F>(packed + p.f * count + p.k * F, p.i));
+            return splat(Layout::template value<F>(packed, step, p.f, p.i, p.k));
         else if constexpr (PER_FILTER)
             return splat(packed[p.f + p.i]);
         else

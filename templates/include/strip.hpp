@@ -71,11 +71,11 @@ struct WholeWindows {
 #endif
 
 /// Values that are computed from others which are laid out in the same way: value(i) is a vector of those from i on.
-template <bool PER_FILTER, bool PER_TAP, int BLOCK, class Value>
-inline real* computed(const Windows& windows, int64_t count, Arena& arena, Value value)
+template <bool PER_FILTER, bool PER_TAP, class Layout, class Value>
+inline real* computed(Layout layout, const Windows& windows, int64_t count, Arena& arena, Value value)
 {
-    const int64_t rows = PER_FILTER ? windows.geometry.groups * padded_filters<BLOCK>(windows) : 1;
-    const int64_t all = rows * (PER_TAP ? count : 1);
+    const int64_t taps = PER_TAP ? count : 1;
+    const int64_t all = PER_FILTER ? windows.geometry.groups * layout.size(windows, taps) : taps;
     real* values = arena.take<real>(all);
     vectors(1, arena.fills ? all : 0, [&](int64_t, int64_t i) { store(values + i, value(i)); });
     return values;
