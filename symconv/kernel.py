@@ -133,6 +133,15 @@ class Gradients(dict[Operand, sp.Expr]):
                 return derivative
         raise KeyError(f"no derivative along {key}: there is one along each of {', '.join(map(str, self))}")
 
+    def __contains__(self, key: object) -> bool:
+        return any(operand.name == str(key) for operand in self)
+
+    def get(self, key: object, default: Any = None) -> Any:
+        try:
+            return self[key]  # type: ignore[index]
+        except KeyError:
+            return default
+
     def __repr__(self) -> str:
         return "{" + ", ".join(f"{operand}: {TextPrinter().doprint(each)}" for operand, each in self.items()) + "}"
 

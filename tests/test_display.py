@@ -156,6 +156,8 @@ def test_gradients_are_found_by_name() -> None:
     gradients = sc.Kernel("p: param = 2\nsum(w*abs(x)**p)").gradients()
     assert gradients["w"] == gradients[sc.w] == abs(sc.x) ** sc.param("p", init=2)
     assert gradients["p"] == gradients[sc.param("p")]
+    assert [each in gradients for each in ("p", sc.w, "q")] == [True, True, False]
+    assert (gradients.get("p"), gradients.get("q", 0)) == (gradients["p"], 0)
     with pytest.raises(KeyError, match="no derivative along q: there is one along each of x, w, p"):
         gradients["q"]
 

@@ -438,7 +438,7 @@ SYMCONV_INLINE uint64_t turns_of(float z)
 /// An argument without its multiples of a unit, one or two half pis.
 struct Reduced {
     vec r, rest;  // rest: what r has lost by rounding
-    ivec odd;     // the highest bit: whether there were an odd number of multiples
+    ivec odd;     // the highest bit alone: whether there were an odd number of multiples
 };
 
 /// For arguments beyond NEAR, turned on by `ahead` (2**64 are a whole turn): so rare that it may be slow, but not wrong.  No
@@ -492,7 +492,7 @@ struct Limited {
 /// sin(r) or -sin(r), for |r| <= pi/2.
 SYMCONV_INLINE vec sin_of(const Reduced& z)
 {
-    return from_bits(bits(sin_near_zero(z.r)) ^ (z.odd & SIGN_BIT));
+    return from_bits(bits(sin_near_zero(z.r)) ^ z.odd);
 }
 
 template <class Range> SYMCONV_INLINE vec sin(vec z, Range& range)
@@ -527,7 +527,7 @@ template <class Range> SYMCONV_INLINE vec tan(vec z, Range& range)
     // For odd n it is -1/(r + tail): a Newton step puts the rounding of the sum right, too.
     const vec inverse = -rough_inverse(value);
     const vec better = inverse + inverse * (inverse * tail + fma(inverse, r, splat(1)));
-    return where((reduced.odd & SIGN_BIT) != 0, better, value);
+    return where(reduced.odd != 0, better, value);
 }
 
 #endif
