@@ -82,7 +82,10 @@ class Chain:
         nodes = {symbol: self.nodes[symbol] for symbol in factor.free_symbols & self.nodes.keys()}
         values = {symbol: record_of(node).without_taps for symbol, node in nodes.items()}
         infinite = {symbol: value for symbol, value in values.items() if value.is_infinite}
-        return bool(infinite) and not factor.xreplace(infinite).is_finite
+        try:
+            return bool(infinite) and not factor.xreplace(infinite).is_finite
+        except TypeError:  # SymPy does not compare what is no real number, such as a root of -oo
+            return True
 
     def times(self, gradient: sp.Expr, slope: sp.Expr) -> sp.Expr:
         """The product of both, and 0 where the branch of a `where` that is not taken makes the gradient 0.

@@ -424,9 +424,15 @@ def is_bounded(expr: sp.Expr) -> bool:
     if expr.has(*UNBOUNDED):
         return False
     return all(
-        each.is_number or (each.exp.is_Integer and each.exp > 0) or (each.exp.is_Rational and each.base.is_positive)
+        each.is_number or (each.exp.is_Integer and each.exp > 0) or (each.exp.is_Rational and is_at_least_1(each.base))
         for each in expr.atoms(sp.Pow)
     )
+
+
+def is_at_least_1(base: sp.Expr) -> bool:
+    """Whether an expression is a number from 1 on and what is never negative: 1 + x**2."""
+    number, rest = base.as_coeff_Add()
+    return bool(number >= 1) and bool(rest.is_nonnegative)
 
 
 def with_slopes(value: sp.Expr, slopes: Any = None, /, **named: sp.Expr) -> sp.Expr:

@@ -65,6 +65,8 @@ MANY_TAPS = 64
 MANY_FILTERS = 16
 #: Gradients of weights sum about so many windows before the lanes of their vectors are added, if strips are shorter.
 MANY_WINDOWS = 768
+#: They hold the values of so many filters together then, see `strip.hpp`.
+JOINT_FILTERS = 32
 #: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
 MOST_PLACES = 2**31
 #: So many bytes of scratch memory each thread may have, however small a call is.
@@ -227,10 +229,15 @@ class _Layer:
         return min(cache_bytes() // 2, self.share)
 
     @property
-    def per_place(self) -> int:
-        """The bytes of a place in the planes of all channels, and in those of their gradients."""
+    def per_seen(self) -> int:
+        """The bytes of a place in the planes of all channels."""
         pixels = sum(self.channels[index] for index in self.work.pixels)
-        return self.real * self.line.planes * (sum(self.channels) * (2 if self.backward else 1) + pixels)
+        return self.real * self.line.planes * (sum(self.channels) + pixels)
+
+    @property
+    def per_place(self) -> int:
+        """The same, with the planes of their gradients."""
+        return self.per_seen + (self.real * self.line.planes * sum(self.channels) if self.backward else 0)
 
     @property
     def per_filter(self) -> int:
@@ -304,6 +311,6 @@ class _Layer:
             return 0
         strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
         turns = max(round(strips * strip / MANY_WINDOWS), 1)
-        held = self.per_place // 2 * (strip + self.line.halo) + self.per_filter * min(self.filters, 32) * strip
+        held = self.per_seen * (strip + self.line.halo) + self.per_filter * min(self.filters, JOINT_FILTERS) * strip
         turns = max(turns, -(-strips * held // (2 * self.share)))
         return max(-(-strips // turns), 1) - 1
