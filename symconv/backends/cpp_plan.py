@@ -35,12 +35,14 @@ def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
     back = room if not heavy else registers // (4 if heavy == 1 else 8)
     bank = power_below(max(back // max(facts.weight_sums, 1), 1))
     bank_filters = power_below(math.isqrt(2 * bank)) if facts.per_filter else 1
+    taps, places = ((back if heavy else light) // (4 * max(facts.image_sums, 1)) for light in (registers, 16))
     return Tiles(
         filters,
         vectors,
         max(vectors, min(4, power_below(room // state))),
         2,
-        power_below(max((back if heavy else registers) // (4 * max(facts.image_sums, 1)), 1)),
+        power_below(taps),
+        2 * power_below(places),
         bank_filters,
         min(bank // bank_filters, 4),
     )
@@ -283,9 +285,9 @@ class _Layer:
         few = self.filters < FEW_FILTERS and 2 * strip >= self.filters * self.line.halo
         if not (self.backward and self.facts.gathers and few) or self.by_positions():
             return 0
-        tile = (self.tiles.image_taps * self.tiles.backward_vectors + 1) * self.width
+        tile = (self.tiles.image_row + 1) * self.width
         margin = -(-(self.line.halo + tile) // self.width) * self.width
-        return margin if self.per_filter * self.filters * 2 * margin <= self.budget // 4 else 0
+        return margin if self.per_filter * self.filters * 2 * margin <= cache_bytes() // 8 else 0
 
     def by_filters(self) -> bool:
         """Whether the gradients of weights are a pass of their own, in which each thread has some of the filters.

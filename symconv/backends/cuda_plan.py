@@ -37,7 +37,7 @@ def tiles_of(facts: Facts) -> Tiles:
     bank = power_below(max(back // max(facts.weight_sums, 1), 1))
     bank_filters = power_below(max(math.isqrt(bank), 1)) if facts.per_filter else 1
     image_taps = min(power_below(max(back // (2 * max(facts.image_sums, 1)), 1)), 4)
-    return Tiles(filters, vectors, vectors, 2, image_taps, bank_filters, min(bank // bank_filters, 4))
+    return Tiles(filters, vectors, vectors, 2, image_taps, 2 * image_taps, bank_filters, min(bank // bank_filters, 4))
 
 
 def taps_at_a_time(facts: Facts, direction: str) -> int:

@@ -29,6 +29,7 @@ class Tiles:
         row: vectors of a tile of one filter.
         backward_vectors: vectors of a tile of sweeps of the backward pass.
         image_taps: taps of a tile of the gradients of images.
+        image_row: vectors of a tile of one tap, or of pixels that sum their gradients.
         bank_filters, bank_taps: of a tile of the gradients of weights.
     """
 
@@ -37,6 +38,7 @@ class Tiles:
     row: int
     backward_vectors: int
     image_taps: int
+    image_row: int
     bank_filters: int
     bank_taps: int
 
@@ -50,6 +52,7 @@ class Tiles:
             "BACKWARD_VECTORS": self.backward_vectors,
             "BACKWARD_ROW": self.backward_vectors,
             "IMAGE_TAPS": self.image_taps,
+            "IMAGE_ROW": self.image_row,
             "BANK_FILTERS": self.bank_filters,
             "BANK_TAPS": self.bank_taps,
         }

@@ -148,20 +148,6 @@ template <int BLOCK> struct ByTaps {
     }
 };
 
-/// Write a block of `count` values, or of as many as it has, and zeros behind them.
-template <int BLOCK, class Element> SYMCONV_INLINE void put_block(real* block, int64_t count, Element element)
-{
-    real values[BLOCK] = {};
-    if (count >= BLOCK)
-        UNROLL for (int i = 0; i < BLOCK; ++i)
-            values[i] = element(i);
-    else
-        for (int i = 0; i < count; ++i)
-            values[i] = element(i);
-    UNROLL for (int i = 0; i < BLOCK; ++i)
-        block[i] = values[i];
-}
-
 /// A value for each filter, channel and tap, as sweeps read them.  PER_FILTER and PER_TAP say along what they vary;
 /// element(group, f, k).
 template <bool PER_FILTER, bool PER_TAP, int BLOCK, class Element>
@@ -176,8 +162,9 @@ inline real* laid_out(ByFilters<BLOCK>, const Windows& windows, int64_t count, A
     if constexpr (PER_FILTER && PER_TAP)
         spread(g.threads, arena.fills ? groups * blocks : 0, taps, [&](int64_t row, int64_t k) {
             const int64_t group = row / blocks, f = row % blocks * BLOCK;
-            put_block<BLOCK>(packed + (group * padded + f) * taps + k * BLOCK, filters - f,
-                             [&](int64_t i) { return element(group, f + i, k); });
+            real* block = packed + (group * padded + f) * taps + k * BLOCK;
+            UNROLL for (int i = 0; i < BLOCK; ++i)
+                block[i] = f + i < filters ? element(group, f + i, k) : real(0);
         });
     spread(g.threads, arena.fills ? groups * left : 0, taps, [&](int64_t row, int64_t k) {
         const int64_t group = row / left, f = whole + row % left;
@@ -199,8 +186,8 @@ inline real* laid_out(ByTaps<BLOCK> layout, const Windows& windows, int64_t coun
     spread(g.threads, arena.fills ? g.groups * joints : 0, ceil_div(count, BLOCK), [&](int64_t row, int64_t block) {
         const int64_t group = row / joints, first = row % joints * JOINT;
         for (int64_t f = first; f < least(first + JOINT, g.filters); ++f)
-            put_block<BLOCK>(packed + group * size + block * step + f * BLOCK, count - block * BLOCK,
-                             [&](int64_t i) { return element(group, f, block * BLOCK + i); });
+            for (int64_t k = block * BLOCK, end = k + BLOCK; k < end; ++k)
+                packed[group * size + block * step + f * BLOCK + k % BLOCK] = k < count ? element(group, f, k) : real(0);
     });
     return packed;
 }
@@ -215,12 +202,6 @@ SYMCONV_INLINE real value_of(const Tensor& tensor, const Elements& elements, int
 template <bool PER_FILTER, bool PER_TAP, class Layout>
 inline real* pack(Layout layout, const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
 {
-    if (elements.by_tap) {  // one behind the other
-        const storage* first = static_cast<const storage*>(tensor.data) + elements.first;
-        return laid_out<PER_FILTER, PER_TAP>(layout, windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
-            return real(first[group * elements.group + f * elements.filter + k]);
-        });
-    }
     return laid_out<PER_FILTER, PER_TAP>(layout, windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
         return value_of(tensor, elements, group, f, k);
     });
