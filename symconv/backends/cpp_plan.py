@@ -216,14 +216,17 @@ class _Layer:
         """The bytes of the call for each thread: scratch memory should be less, however large a cache is.
 
         Of weights a quarter, because they are packed as well, and of outputs what keeps room for values that are kept.
+        Gradients take it for half of the call: their strips decide in which order they are summed, and that should not
+        depend on the number of threads.
         """
         inputs, others = (
             sum(each.numel() for each, role in zip(self.tensors, self.facts.roles) if (role == "input") == is_input)
             for is_input in (True, False)
         )
         outputs = math.prod(self.geometry.output_shape(self.tensors[0].shape))
-        share = inputs + outputs // 2 + others // 4 if self.backward else inputs + outputs // 4
-        return max(self.real * share // self.threads, LEAST_SCRATCH)
+        forward, backward = inputs + outputs // 4, inputs + outputs // 2 + others // 4
+        share = backward // 2 if self.backward else forward // self.threads
+        return max(self.real * share, LEAST_SCRATCH)
 
     @functools.cached_property
     def budget(self) -> int:
