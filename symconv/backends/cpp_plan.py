@@ -230,7 +230,7 @@ class _Layer:
 
     @functools.cached_property
     def budget(self) -> int:
-        """The bytes that are at hand again and again: half a cache."""
+        """The bytes that are at hand again and again: half a cache, or a small call's share."""
         return min(cache_bytes() // 2, self.share)
 
     @property
