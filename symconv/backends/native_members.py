@@ -242,4 +242,4 @@ class Members:
         """Where the gradient of a weight or parameter goes."""
         at = f"shared.{self.elements(self.identifier(place), place, where)}"
         total = f"grad_{place.operand.name}_total + {at}.first + group * {at}.group + first * {at}.filter"
-        return Member(name, "BankSink", f"nullptr, {at}.filter, {at}.places", f"{name}.total = {total}")
+        return Member(name, "BankSink", f"nullptr, &{at}", f"{name}.total = {total}")

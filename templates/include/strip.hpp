@@ -3,8 +3,7 @@
 
 #include <new>
 
-#include "operands.hpp"
-#include "rows.hpp"
+#include "packing.hpp"
 
 /// What runs once per call is not worth the compiler's time: its loops are elsewhere.
 #define EXPORT extern "C" __attribute__((visibility("default"), cold))
@@ -123,20 +122,23 @@ template <bool MASKED> SYMCONV_INLINE auto windows_at(const integer* is_window)
         return Everywhere{};
 }
 
-/// Whether one of some sums is infinite or no number.
+/// Whether one of some sums is infinite or no number; perhaps also where they are all finite, but too much together.
 template <int V> SYMCONV_INLINE bool any_not_finite(const vec (&sums)[V])
 {
-    ivec found = {};
-    UNROLL for (int v = 0; v < V; ++v)
-        found |= ~(abs(sums[v]) <= LARGEST);
-    return any(found);
+    vec all = sums[0];
+    UNROLL for (int v = 1; v < V; ++v)
+        all += sums[v];
+    return any(~(abs(all) <= LARGEST));
 }
 template <int F, int K> SYMCONV_INLINE bool any_not_finite(const vec (&sums)[F][K])
 {
-    bool found = false;
-    UNROLL for (int i = 0; i < F; ++i)
-        found |= any_not_finite(sums[i]);
-    return found;
+    vec all[K];
+    UNROLL for (int j = 0; j < K; ++j) {
+        all[j] = sums[0][j];
+        UNROLL for (int i = 1; i < F; ++i)
+            all[j] += sums[i][j];
+    }
+    return any_not_finite(all);
 }
 
 // -- Tiles ------------------------------------------------------------------------------------------------------------
@@ -248,37 +250,47 @@ inline real* cleared(Arena& arena, int64_t elements)
 /// The gradient of a weight or parameter.
 struct BankSink {
     real* total;  // of the group
-    int64_t filter;
-    const int* places;
+    const Elements* elements;
 
     /// What a tile of F filters and K taps has found.
     template <int F, int K> void add(int64_t, int64_t f, int64_t k, const vec (&sums)[F][K]) const
     {
-        give<F, K>(f, k, sums, [](int, int) { return real(1); });
+        real found[F][K];
+        totals<F * K>(sums[0], found[0]);
+        put(f, k, found);
     }
 
     /// The same, each times a factor: times the total, because 0*inf in a lane without a window is NaN.
     template <int F, int K> void add(int64_t, int64_t f, int64_t k, const vec (&sums)[F][K], const real (&factors)[F][K]) const
     {
-        give<F, K>(f, k, sums, [&](int i, int j) { return factors[i][j]; });
+        real found[F][K];
+        totals<F * K>(sums[0], found[0]);
+        UNROLL for (int i = 0; i < F; ++i)
+            UNROLL for (int j = 0; j < K; ++j)
+                found[i][j] *= factors[i][j];
+        put(f, k, found);
     }
 
     /// What the windows of a strip have found for the taps of a filter.
     void add(int64_t f, const real* sums, int64_t count) const
     {
         for (int64_t k = 0; k < count; ++k)
-            if (places[k] >= 0)
-                total[f * filter + places[k]] += sums[k];
+            if (elements->places[k] >= 0)
+                total[f * elements->filter + elements->places[k]] += sums[k];
     }
 
-    template <int F, int K, class Factor> void give(int64_t f, int64_t k, const vec (&sums)[F][K], Factor factor) const
+    template <int F, int K> void put(int64_t f, int64_t k, const real (&found)[F][K]) const
     {
-        real found[F][K];
-        totals<F * K>(sums[0], found[0]);
+        real* const first = total + f * elements->filter;
+        if (K > 1 && elements->by_tap) {
+            UNROLL for (int i = 0; i < F; ++i)
+                add_row(first + i * elements->filter + k, 1, found[i], K);
+            return;
+        }
         UNROLL for (int j = 0; j < K; ++j)
-            if (places[k + j] >= 0)
+            if (const int64_t place = elements->places[k + j]; place >= 0)
                 UNROLL for (int i = 0; i < F; ++i)
-                    total[(f + i) * filter + places[k + j]] += factor(i, j) * found[i][j];
+                    first[i * elements->filter + place] += found[i][j];
     }
 };
 
