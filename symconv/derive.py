@@ -15,7 +15,7 @@ import sympy as sp
 from .errors import DerivativeError
 from .functions import is_bounded, power_log
 from .functions import where as choice
-from .language.axes import WINDOW, Domain, Labels, Value, WindowNode, domain, labels_of, without
+from .language.axes import WINDOW, Domain, Value, WindowNode, domain, labels_of, without
 from .language.formula import Formula
 from .language.symbols import Access, Operand
 from .reductions import record_of, sum_of
@@ -82,10 +82,20 @@ class Chain:
         nodes = {symbol: self.nodes[symbol] for symbol in factor.free_symbols & self.nodes.keys()}
         values = {symbol: record_of(node).without_taps for symbol, node in nodes.items()}
         infinite = {symbol: value for symbol, value in values.items() if value.is_infinite}
-        try:
-            return bool(infinite) and not factor.xreplace(infinite).is_finite
-        except TypeError:  # SymPy does not compare what is no real number, such as a root of -oo
-            return True
+        return bool(infinite) and not is_finite(factor.xreplace(infinite))
+
+    def settled(self, slope: sp.Expr) -> sp.Expr:
+        """The slope, finite at windows without taps too: where it would not be, it is that of other values of the nodes.
+
+        Any will do, because nothing moves in such a window: what the slope multiplies is 0 there.
+        """
+        nodes = {symbol: record_of(node) for symbol, node in self.nodes.items() if symbol in slope.free_symbols}
+        if not nodes or is_finite(slope.xreplace({symbol: record.without_taps for symbol, record in nodes.items()})):
+            return slope
+        none = sp.Eq(sum_of(sp.S.One, frozenset("t")), 0)
+        values = [*map(sp.Integer, range(1, 4))]
+        value = next((v for v in values if is_finite(slope.xreplace(dict.fromkeys(nodes, v)))), values[0])
+        return slope.xreplace({symbol: choice(none, value, symbol) for symbol, each in nodes.items() if each.reduces})
 
     def times(self, gradient: sp.Expr, slope: sp.Expr) -> sp.Expr:
         """The product of both, and 0 where the branch of a `where` that is not taken makes the gradient 0.
@@ -106,6 +116,14 @@ class Chain:
         if value.is_number:
             return value * sum_of(sp.S.One, dims, *like)
         return sum_of(value, dims, *like)
+
+
+def is_finite(expr: sp.Expr) -> bool:
+    """Whether an expression is known to be finite."""
+    try:
+        return bool(expr.is_finite)
+    except TypeError:  # SymPy does not compare what is no real number, such as a root of -oo
+        return False
 
 
 def guarded(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
@@ -163,22 +181,21 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
     2*x*w
     """
     chain = Chain(formula.expr)
-    upstream: dict[Value, sp.Expr] = {symbol: differentiate(chain.result, symbol) for symbol in chain.nodes}
-    channels: dict[Value, Labels] = {symbol: frozenset() for symbol in chain.nodes}  # those that upstream runs over
+    # What reaches a node, by where: each channel of x gives some, also where all of them share one channel of the node.
+    upstream = {symbol: {domain(symbol.labels): differentiate(chain.result, symbol)} for symbol in chain.nodes}
     arriving = [(chain.result, sp.S.One, WINDOW)]  # what reaches an argument: the argument, the gradient, where
     for symbol, node in reversed(chain.nodes.items()):
-        if upstream[symbol] == 0:
-            continue
-        where = domain(chain.domain(node).labels | channels[symbol])
-        for argument, gradient in zip(node.args, record_of(node).adjoint(node, upstream[symbol])):
-            if gradient == 0:
-                continue
-            arriving.append((argument, gradient, where))
-            for earlier in sorted(argument.free_symbols & chain.nodes.keys(), key=str):
-                part = chain.times(gradient, differentiate(argument, earlier))
-                lacking = frozenset(where.axes) - _axes(earlier.labels)
-                upstream[earlier] += chain.sum_over(part, where, lacking)
-                channels[earlier] |= without(where.labels, lacking | {"t"})
+        for place, total in upstream[symbol].items():
+            where = domain(chain.domain(node).labels | place.labels)
+            for argument, gradient in zip(node.args, record_of(node).adjoint(node, total) if total != 0 else ()):
+                if gradient == 0:
+                    continue
+                arriving.append((argument, gradient, where))
+                for earlier in sorted(argument.free_symbols & chain.nodes.keys(), key=str):
+                    part = chain.times(gradient, differentiate(argument, earlier))
+                    lacking = frozenset(where.axes) - _axes(earlier.labels)
+                    there, totals = domain(earlier.labels | without(where.labels, lacking)), upstream[earlier]
+                    totals[there] = totals.get(there, 0) + chain.sum_over(part, where, lacking)
     found: dict[Operand, Partial] = {operand: {} for operand in accesses(formula)}
     for argument, gradient, where in arriving:
         for operand in found:
@@ -253,7 +270,7 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
 
     def dot(expr: sp.Expr) -> sp.Expr:
         moving = sorted(expr.free_symbols & dots.keys(), key=sp.default_sort_key)
-        return sp.Add(*(chain.times(differentiate(expr, symbol), dots[symbol]) for symbol in moving))
+        return sp.Add(*(chain.times(chain.settled(differentiate(expr, symbol)), dots[symbol]) for symbol in moving))
 
     for symbol, node in chain.nodes.items():
         record = record_of(node)

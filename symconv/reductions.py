@@ -43,7 +43,7 @@ class Reduction:
         zeros_matter: whether a zero from the padding changes the result where people do not expect it.
         arity: how many arguments a formula may give, without `weight`, at least and at most.
         weighted: whether it takes `weight=`, which is then its last argument.
-        without_taps: its value at a window without taps; 0 for any that is finite.
+        without_taps: its value at a window without taps.
         internal: whether only derivatives contain it: their text is read back, but nobody is told to use it.
     """
 
@@ -347,6 +347,7 @@ _RECORDS = (
         lambda acc, e: acc.factors(e)[0],
         _filled(1.0, torch.prod),
         zeros_matter=True,
+        without_taps=sp.S.One,
     ),
     Reduction("mean", Mean, _mean_adjoint, _lower_mean, _reference_mean, weighted=True),
     Reduction(

@@ -254,7 +254,9 @@ def test_negative_zero(call: Any, name: str) -> None:
 
 @pytest.mark.parametrize("real", DTYPES)
 @pytest.mark.parametrize("bytes_", SETS)
-@pytest.mark.parametrize("header", ["vector.hpp", "math.hpp", "window.hpp", "operands.hpp", "rows.hpp", "packing.hpp", "strip.hpp"])
+@pytest.mark.parametrize(
+    "header", ["vector.hpp", "math.hpp", "window.hpp", "operands.hpp", "rows.hpp", "packing.hpp", "strip.hpp"]
+)
 def test_compiles_alone(tmp_path: Path, header: str, bytes_: int, real: str) -> None:
     source = tmp_path / "alone.cpp"
     source.write_text(f'#include "{header}"\n')

@@ -473,6 +473,10 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("d: param[c]\nsum(x + min(d, dim=c))", OUTSIDE),
     # A window without taps has an infinite maximum, but adds nothing up.
     ("g: input\nsum(x + g*logsumexp(w*g))", OUTSIDE),
+    # Each channel of x gives something to the one channel of g, and g to itself once.
+    ("g: input\nm = mean(g, dim=t)\nsum(x*m) + sum(m, dim=c)", {}),
+    ("g: input\nm = sum(g*t, dim=t)\nsum(x*(m - mean(m, dim=c)))", {}),
+    ("g: input\ncov(t + mean(g*t, dim=t), c - g[c, 0]) + sum(w*x)", {}),
     # One filter, and parameters that do not tell which: their gradients are found without dividing by its elements.
     ("d: param[c]\nstd(d*std(t, dim=t), weight=2, dim=c) + sum(w*x)", {}),
     # A name that cancels, and an axis that goes with it.
