@@ -85,7 +85,7 @@ class Chain:
         return bool(infinite) and not is_finite(factor.xreplace(infinite))
 
     def settled(self, slope: sp.Expr) -> sp.Expr:
-        """The slope, finite at windows without taps too: where it would not be, it is that of other values of the nodes.
+        """The slope, finite at windows without taps too: where it would not be, that of other values of the nodes.
 
         Any will do, because nothing moves in such a window: what the slope multiplies is 0 there.
         """

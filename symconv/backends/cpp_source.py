@@ -9,6 +9,7 @@ from typing import Any
 
 from ..kernel import Kernel
 from ..language.axes import Domain
+from ..language.symbols import Operand
 from ..lift import Lifted
 from ..schedule import Schedule, Sweep
 from .lifting import WEIGHT, LiftingPass
@@ -26,6 +27,10 @@ class CppPass(LiftingPass):
     """A pass whose weights are computed a vector at a time, from others that are laid out in the same way."""
 
     ranged = True
+
+    def packing(self, symbol: Operand, where: Domain, varies: tuple[bool, bool]) -> str:
+        lies_so = where == Domain("ct") and set(symbol.operand.axes) == set("oct") and self.is_at_tap(symbol)
+        return "pack_taps" if lies_so else super().packing(symbol, where, varies)
 
     def weight(self, name: str, symbol: Lifted, where: Domain, varies: tuple[bool, bool]) -> str:
         domain, arguments = self.id(where), []

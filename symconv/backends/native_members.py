@@ -190,8 +190,12 @@ class Members:
     def packed(self, name: str, symbol: Operand, where: Domain, varies: tuple[bool, bool]) -> str:
         """How the elements of a weight or parameter are packed."""
         elements, tensor = self.elements(name, symbol, where), self.tensors.index(symbol.operand.name)
-        kind, layout = f"pack<{flags(*varies)}>", self.layout(varies)
+        kind, layout = self.packing(symbol, where, varies), self.layout(varies)
         return f"{kind}({layout}{{}}, tensors[{tensor}], {elements}, windows, {self.id(where)}.count, arena)"
+
+    def packing(self, symbol: Operand, where: Domain, varies: tuple[bool, bool]) -> str:
+        """The function that packs them."""
+        return f"pack<{flags(*varies)}>"
 
     def field_member(self, name: str, base: Operand, where: Domain, values: str) -> Member:
         """A value per output pixel, or its gradient."""
@@ -214,6 +218,11 @@ class Members:
         if not isinstance(symbol, Access):
             return "Access{false, false, 0}"
         return f"Access{{{flags(symbol.own, symbol.shift is None)}, {symbol.shift or 0}}}"
+
+    @staticmethod
+    def is_at_tap(symbol: Operand) -> bool:
+        """Whether an operand is read at the tap, in its channel."""
+        return not isinstance(symbol, Access) or (not symbol.own and symbol.shift == 0)
 
     # -- Where gradients go ------------------------------------------------------------------------------------------
 

@@ -6,13 +6,6 @@
 
 namespace symconv {
 
-/// The elements of a weight or parameter, as sweeps read them.
-template <bool PER_FILTER, bool PER_TAP, class Layout>
-inline real* pack(Layout layout, const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
-{
-    return laid_out<PER_FILTER, PER_TAP>(layout, windows, count, arena, ValueOf{tensor, elements});
-}
-
 // -- Strips -------------------------------------------------------------------------------------------------------------
 
 /// A place in a line of windows: a row and a column, and whether a window is there.

@@ -199,17 +199,13 @@ SYMCONV_INLINE real value_of(const Tensor& tensor, const Elements& elements, int
 }
 
 /// The elements of a weight or parameter.
-struct ValueOf {
-    const Tensor& tensor;
-    const Elements& elements;
-
-    real operator()(int64_t group, int64_t f, int64_t k) const { return value_of(tensor, elements, group, f, k); }
-    /// Those of a filter, where each tap has one of its own.
-    const storage* taps(int64_t group, int64_t f) const
-    {
-        return static_cast<const storage*>(tensor.data) + elements.first + group * elements.group + f * elements.filter;
-    }
-};
+template <bool PER_FILTER, bool PER_TAP, class Layout>
+inline real* pack(Layout layout, const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
+{
+    return laid_out<PER_FILTER, PER_TAP>(layout, windows, count, arena, [&](int64_t group, int64_t f, int64_t k) {
+        return value_of(tensor, elements, group, f, k);
+    });
+}
 
 // -- Reading at a place -----------------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-// The part of the native CPU backend that never varies: weights that lie in memory as they are counted are packed a vector
-// at a time.  Any others are packed one by one, see `operands.hpp`.
+// The part of the native CPU backend that never varies: weights that lie in memory as sweeps count them are packed a vector
+// at a time.  Others are packed one by one, see `operands.hpp`.
 #pragma once
 
 #include "operands.hpp"
@@ -50,26 +50,32 @@ template <int BLOCK> inline void put_taps(real* to, const storage* from, int64_t
             First{values - i * WIDTH}.store(to + i * WIDTH, rows[i]);
 }
 
-/// The weights of all groups in blocks of filters; filters that are left over have a row each.
-template <int BLOCK>
-APART void put_weights(ByFilters<BLOCK> layout, real* packed, const ValueOf& value, const Windows& windows, int64_t count)
+/// A weight with an element for each filter, channel and tap, as it lies in memory: the taps of one filter after the other.
+struct Taps {
+    const storage* data;
+    const Elements& elements;
+
+    const storage* of(int64_t group, int64_t f) const { return data + elements.first + group * elements.group + f * elements.filter; }
+};
+
+/// In blocks of filters; those that are left over have a row each.
+template <int BLOCK> APART void put_blocks(ByFilters<BLOCK> layout, real* packed, Taps from, const Windows& windows, int64_t count)
 {
     const Geometry& g = windows.geometry;
-    const int64_t blocks = g.filters / BLOCK, rows = blocks + g.filters % BLOCK, filter = value.elements.filter;
+    const int64_t blocks = g.filters / BLOCK, rows = blocks + g.filters % BLOCK;
     spread(g.threads, g.groups * rows, ceil_div(count, WIDTH), BLOCK * WIDTH, [&](int64_t row, int64_t vector) {
         const int64_t group = row / rows, block = row % rows, k = vector * WIDTH, taps = least(count - k, WIDTH);
         const int64_t f = block < blocks ? block * BLOCK : block + blocks * (BLOCK - 1);
         real* to = packed + layout.at(windows, count, group, f);
         if (block < blocks)
-            put_taps<BLOCK>(to + k * BLOCK, value.taps(group, f) + k, filter, taps);
+            put_taps<BLOCK>(to + k * BLOCK, from.of(group, f) + k, from.elements.filter, taps);
         else
-            copy(to + k, 1, value.taps(group, f) + k, 1, taps);
+            copy(to + k, 1, from.of(group, f) + k, 1, taps);
     });
 }
 
-/// The same, in blocks of taps.
-template <int BLOCK>
-APART void put_weights(ByTaps<BLOCK> layout, real* packed, const ValueOf& value, const Windows& windows, int64_t count)
+/// In blocks of taps.
+template <int BLOCK> APART void put_blocks(ByTaps<BLOCK> layout, real* packed, Taps from, const Windows& windows, int64_t count)
 {
     constexpr int64_t JOINT = 16;  // filters whose taps are read side by side, to fill what is written line by line
     const Geometry& g = windows.geometry;
@@ -78,30 +84,25 @@ APART void put_weights(ByTaps<BLOCK> layout, real* packed, const ValueOf& value,
         const int64_t group = row / joints, first = row % joints * JOINT, k = block * BLOCK, taps = least(count - k, BLOCK);
         real* to = packed + layout.at(windows, count, group, first) + block * layout.step(windows, count);
         for (int64_t f = first; f < least(first + JOINT, g.filters); ++f, to += BLOCK) {
-            const storage* from = value.taps(group, f) + k;
+            const storage* row_of_taps = from.of(group, f) + k;
             if (taps == BLOCK)
                 UNROLL for (int64_t j = 0; j < BLOCK; ++j)
-                    to[j] = real(from[j]);
+                    to[j] = real(row_of_taps[j]);
             else
                 for (int64_t j = 0; j < BLOCK; ++j)
-                    to[j] = j < taps ? real(from[j]) : real(0);
+                    to[j] = j < taps ? real(row_of_taps[j]) : real(0);
         }
     });
 }
 
-/// The elements of a weight or parameter, as sweeps read them.
-template <bool PER_FILTER, bool PER_TAP, class Layout>
-inline real* pack(Layout layout, const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
+/// Such a weight, as sweeps read it: what `pack` gives, sooner.
+template <class Layout>
+inline real* pack_taps(Layout layout, const Tensor& tensor, const Elements& elements, const Windows& windows, int64_t count, Arena& arena)
 {
-    const ValueOf value{tensor, elements};
-    if constexpr (PER_FILTER && PER_TAP)
-        if (elements.few()) {
-            real* packed = arena.take<real>(windows.geometry.groups * layout.size(windows, count));
-            if (arena.fills)
-                put_weights(layout, packed, value, windows, count);
-            return packed;
-        }
-    return laid_out<PER_FILTER, PER_TAP>(layout, windows, count, arena, value);
+    real* packed = arena.take<real>(windows.geometry.groups * layout.size(windows, count));
+    if (arena.fills)
+        put_blocks(layout, packed, Taps{static_cast<const storage*>(tensor.data), elements}, windows, count);
+    return packed;
 }
 
 }  // namespace symconv

@@ -25,20 +25,26 @@ inline void barrier()
 #endif
 }
 
+/// The share of one of `team` threads: a function of its own, so that there is one copy of it for one thread and for many.
+template <class Work> __attribute__((noinline)) void work_in(Work& work, int64_t thread, int64_t team)
+{
+    work(thread, team);
+}
+
 /// work(thread, how many there are) in so many threads.
 template <class Work> inline void in_parallel(int64_t threads, Work work)
 {
 #ifdef SYMCONV_OPENMP
     if (threads > 1) {
         const auto share = [](void* data) {
-            (*static_cast<Work*>(data))(int64_t(omp_get_thread_num()), int64_t(omp_get_num_threads()));
+            work_in(*static_cast<Work*>(data), omp_get_thread_num(), omp_get_num_threads());
         };
         GOMP_parallel(share, &work, unsigned(threads), 0);
         return;
     }
 #endif
     (void)threads;
-    work(int64_t(0), int64_t(1));
+    work_in(work, 0, 1);
 }
 
 }  // namespace symconv
