@@ -137,7 +137,9 @@ class _Lowering:
     # -- Sweeps --------------------------------------------------------------------------------------------------
 
     def sweep(self, where: Domain, accumulators: tuple[Accumulator, ...]) -> Sweep:
-        names, before, taps = self._parts([each.value for each in accumulators])
+        deviating = {each.args[0] for other in self.accumulators for each in other.value.atoms(less)}
+        alike = [each.value in deviating for each in accumulators]
+        names, before, taps = self._parts([each.value for each in accumulators], alike)
         ranks = self.block(each.rank for each in accumulators if each.rank is not None)
         return Sweep(where, names, before, taps, accumulators, ranks=ranks)
 
@@ -148,12 +150,12 @@ class _Lowering:
         factors = tuple(None if factor == 1 else self.block([factor]) for factor, _ in parts)
         return Sweep(where, *self._parts([rest for _, rest in parts]), gradients=tuple(exprs), factors=factors)
 
-    def _parts(self, values: list[sp.Expr]) -> tuple[tuple[sp.Symbol, ...], Block, Block]:
+    def _parts(self, values: list[sp.Expr], alike: Sequence[bool] = ()) -> tuple[tuple[sp.Symbol, ...], Block, Block]:
         hoisted: dict[sp.Expr, sp.Symbol] = {}
         values = [self._hoist(value, hoisted) for value in values]
         if self._lifting is not None:
             values = [self._lifting.lift(value) for value in values]
-        return tuple(hoisted.values()), self.block(hoisted), self.block(values)
+        return tuple(hoisted.values()), self.block(hoisted), self.block(values, alike)
 
     def _hoist(self, expr: sp.Expr, hoisted: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
         """`expr` with its largest parts that are the same at all taps replaced by names."""
@@ -173,14 +175,29 @@ class _Lowering:
         new = [self._hoist(argument, hoisted) for argument in args]
         return expr if tuple(new) == expr.args else expr.func(*new)
 
-    def block(self, results: Iterable[sp.Expr]) -> Block:
-        """Results as a function, with common subexpressions named, and quotients that all filters share."""
+    def block(self, results: Iterable[sp.Expr], alike: Sequence[bool] = ()) -> Block:
+        """Results as a function, with common subexpressions named, and quotients that all filters share.
+
+        `alike` says from which results deviations are taken elsewhere, from their mean or maximum.  A mean of equal
+        values is one of them, and both must be rounded in the same way, whatever else a sweep divides by: so that the
+        deviation is 0.
+        """
         results = tuple(results)
         if not results:
             return NOTHING
         common: dict[sp.Expr, sp.Symbol] = {}
         last = _real(reversed(self._temporary))
-        grouped = [self._group(expr, common, last) for expr in results]
+
+        def divided_first(product: sp.Expr) -> sp.Expr:
+            below = [each for each in product.args if is_denominator(each)]
+            return product.xreplace({each: common.setdefault(each, next(last)) for each in below})
+
+        def inverted(expr: sp.Expr) -> sp.Expr:
+            return expr.replace(lambda node: node.is_Mul, divided_first)
+
+        rounded = [inverted(expr) if each else expr for expr, each in itertools.zip_longest(results, alike)]
+        rounded = [expr.replace(less, lambda value, mean: less(inverted(value), mean)) for expr in rounded]
+        grouped = [self._group(expr, common, last) for expr in rounded]
         found, reduced = sp.cse([*common, *grouped], symbols=_real(self._temporary), order="canonical")
         values = dict(found) | dict(zip(common.values(), reduced))
         while plain := [name for name, value in values.items() if value.is_number or value.is_Symbol]:  # needs no name

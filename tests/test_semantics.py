@@ -287,6 +287,14 @@ def test_a_constant_window_has_no_variance(backend: str) -> None:
     assert y.abs().max() < 1e-7
 
 
+def test_a_constant_window_has_no_deviation_from_a_quotient(backend: str) -> None:
+    """The sweep that takes the mean divides another operand by the same; values must be rounded as in other sweeps."""
+    x = torch.linspace(0.1, 3, 40)[:, None, None].expand(40, 1, 6).clone().requires_grad_()
+    y = sc.conv1d("p: param = 0.7\nstd(x/(p**2 + 1)) + sum(w/(p**2 + 1))", x, torch.ones(1, 1, 3), backend=backend)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert not grad.any()
+
+
 @pytest.mark.parametrize("formula", ["var(x)", "cov(x, x**2)/20000"])
 def test_small_deviations_from_a_large_mean(backend: str, formula: str) -> None:
     x = 1e4 + torch.randn(1, 2, 9, 9)
