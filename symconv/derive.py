@@ -8,6 +8,7 @@ of its record in `reductions`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import sympy as sp
@@ -82,20 +83,38 @@ class Chain:
         nodes = {symbol: self.nodes[symbol] for symbol in factor.free_symbols & self.nodes.keys()}
         values = {symbol: record_of(node).without_taps for symbol, node in nodes.items()}
         infinite = {symbol: value for symbol, value in values.items() if value.is_infinite}
-        return bool(infinite) and not is_finite(factor.xreplace(infinite))
+        return bool(infinite) and not replaced(factor, infinite).is_finite
+
+    @functools.cached_property
+    def without_taps(self) -> dict[sp.Symbol, sp.Expr]:
+        """What the nodes of a window are if it has no taps."""
+        found: dict[sp.Symbol, sp.Expr] = {}
+        for symbol, node in self.nodes.items():
+            if node.reduces and "t" in node.dims:
+                found[symbol] = record_of(node).without_taps
+            elif node.reduces and node.args[0].free_symbols & found.keys():  # reduced over channels that are all alike
+                found[symbol] = replaced(node.args[0], found)
+        return found
 
     def settled(self, slope: sp.Expr) -> sp.Expr:
-        """The slope, finite at windows without taps too: where it would not be, that of other values of the nodes.
+        """A slope of the window, finite also if no tap counts, as far as is known: then it is that of other nodes.
 
-        Any will do, because nothing moves in such a window: what the slope multiplies is 0 there.
+        Any finite one will do, because nothing moves in such a window: what it multiplies is 0 there.
         """
-        nodes = {symbol: record_of(node) for symbol, node in self.nodes.items() if symbol in slope.free_symbols}
-        if not nodes or is_finite(slope.xreplace({symbol: record.without_taps for symbol, record in nodes.items()})):
+        empty = {symbol: value for symbol, value in self.without_taps.items() if symbol in slope.free_symbols}
+        if is_finite(replaced(slope, empty)):
             return slope
-        none = sp.Eq(sum_of(sp.S.One, frozenset("t")), 0)
-        values = [*map(sp.Integer, range(1, 4))]
-        value = next((v for v in values if is_finite(slope.xreplace(dict.fromkeys(nodes, v)))), values[0])
-        return slope.xreplace({symbol: choice(none, value, symbol) for symbol, each in nodes.items() if each.reduces})
+        for value in STAND_INS:
+            others = dict.fromkeys(empty, value)
+            if not is_finite(replaced(slope, others)):
+                continue
+            for symbol in empty:
+                fewer = {**others, symbol: empty[symbol]}
+                others = fewer if is_finite(replaced(slope, fewer)) else others
+            no_taps = sp.Eq(sum_of(sp.S.One, frozenset("t")), 0)
+            needed = [symbol for symbol in empty if others[symbol] != empty[symbol]]
+            return slope.xreplace({symbol: choice(no_taps, value, symbol) for symbol in needed})
+        return slope
 
     def times(self, gradient: sp.Expr, slope: sp.Expr) -> sp.Expr:
         """The product of both, and 0 where the branch of a `where` that is not taken makes the gradient 0.
@@ -118,12 +137,21 @@ class Chain:
         return sum_of(value, dims, *like)
 
 
-def is_finite(expr: sp.Expr) -> bool:
-    """Whether an expression is known to be finite."""
+#: Values of nodes where they are of no account, of which few formulas have all for poles.
+STAND_INS = (sp.S.One, sp.Integer(2), sp.Rational(5, 7))
+
+
+def replaced(expr: sp.Expr, values: Mapping[sp.Symbol, sp.Expr]) -> sp.Expr:
+    """`expr` at these values of symbols; NaN where it compares what is no real number, such as a root of -oo."""
     try:
-        return bool(expr.is_finite)
-    except TypeError:  # SymPy does not compare what is no real number, such as a root of -oo
-        return False
+        return expr.xreplace(values)
+    except TypeError:
+        return sp.nan
+
+
+def is_finite(expr: sp.Expr) -> bool:
+    """Whether an expression is finite for finite symbols, as far as SymPy knows, and nothing in it is infinite."""
+    return bool(expr.is_finite) and not expr.has(sp.oo, -sp.oo, sp.zoo, sp.nan)
 
 
 def guarded(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
@@ -185,17 +213,20 @@ def partials(formula: Formula) -> dict[Operand, Partial]:
     upstream = {symbol: {domain(symbol.labels): differentiate(chain.result, symbol)} for symbol in chain.nodes}
     arriving = [(chain.result, sp.S.One, WINDOW)]  # what reaches an argument: the argument, the gradient, where
     for symbol, node in reversed(chain.nodes.items()):
-        for place, total in upstream[symbol].items():
-            where = domain(chain.domain(node).labels | place.labels)
-            for argument, gradient in zip(node.args, record_of(node).adjoint(node, total) if total != 0 else ()):
+        for channels, total in upstream[symbol].items():
+            if total == 0:
+                continue
+            where = domain(chain.domain(node).labels | channels.labels)
+            for argument, gradient in zip(node.args, record_of(node).adjoint(node, total)):
                 if gradient == 0:
                     continue
                 arriving.append((argument, gradient, where))
                 for earlier in sorted(argument.free_symbols & chain.nodes.keys(), key=str):
                     part = chain.times(gradient, differentiate(argument, earlier))
                     lacking = frozenset(where.axes) - _axes(earlier.labels)
-                    there, totals = domain(earlier.labels | without(where.labels, lacking)), upstream[earlier]
-                    totals[there] = totals.get(there, 0) + chain.sum_over(part, where, lacking)
+                    reached = domain(earlier.labels | without(where.labels, lacking))
+                    sums = upstream[earlier]
+                    sums[reached] = sums.get(reached, 0) + chain.sum_over(part, where, lacking)
     found: dict[Operand, Partial] = {operand: {} for operand in accesses(formula)}
     for argument, gradient, where in arriving:
         for operand in found:

@@ -60,8 +60,11 @@ def lower(formula: Formula, lift: bool = False) -> Schedule:
     new = dict(zip(exprs, rewritten))
     used = frozenset().union(*(expr.free_symbols for expr in rewritten))
 
+    again = [each.of(new) for each in again]
+    values = [each.value for each in (*forward, *again)]
+    lowering.deviated = {each.args[0] for value in values for each in value.atoms(less)}
     forward_sweeps = [lowering.sweep(where, group) for where, group in stages(forward)]
-    backward = [lowering.sweep(where, group) for where, group in stages([each.of(new) for each in again])]
+    backward = [lowering.sweep(where, group) for where, group in stages(again)]
     for where, slopes in sorted(at_taps.items()):
         backward.append(lowering.gradient_sweep(where, {operand: new[expr] for operand, expr in slopes.items()}))
     return Schedule(
@@ -110,6 +113,7 @@ class _Lowering:
         self.maximum_first = weighs_sums(formula.expr) or not any("o" in each.axes for each in formula.operands)
         self.accumulators: list[Accumulator] = []
         self.counts: dict[sp.Symbol, Domain] = {}
+        self.deviated: set[sp.Expr] = set()  # the values from whose means deviations are taken
         self._known: dict[tuple[object, ...], Accumulator] = {}
         taken = {operand.name for operand in formula.operands}
         self._fresh = (name for name in map("v{}".format, itertools.count(1)) if name not in taken)
@@ -137,9 +141,8 @@ class _Lowering:
     # -- Sweeps --------------------------------------------------------------------------------------------------
 
     def sweep(self, where: Domain, accumulators: tuple[Accumulator, ...]) -> Sweep:
-        deviating = {each.args[0] for other in self.accumulators for each in other.value.atoms(less)}
-        alike = [each.value in deviating for each in accumulators]
-        names, before, taps = self._parts([each.value for each in accumulators], alike)
+        deviated = [each.value in self.deviated for each in accumulators]
+        names, before, taps = self._parts([each.value for each in accumulators], deviated)
         ranks = self.block(each.rank for each in accumulators if each.rank is not None)
         return Sweep(where, names, before, taps, accumulators, ranks=ranks)
 
@@ -150,12 +153,15 @@ class _Lowering:
         factors = tuple(None if factor == 1 else self.block([factor]) for factor, _ in parts)
         return Sweep(where, *self._parts([rest for _, rest in parts]), gradients=tuple(exprs), factors=factors)
 
-    def _parts(self, values: list[sp.Expr], alike: Sequence[bool] = ()) -> tuple[tuple[sp.Symbol, ...], Block, Block]:
+    def _parts(
+        self, values: list[sp.Expr], deviated: Sequence[bool] = ()
+    ) -> tuple[tuple[sp.Symbol, ...], Block, Block]:
         hoisted: dict[sp.Expr, sp.Symbol] = {}
+        apart = any(deviated) or any(value.has(less) for value in values)
         values = [self._hoist(value, hoisted) for value in values]
         if self._lifting is not None:
             values = [self._lifting.lift(value) for value in values]
-        return tuple(hoisted.values()), self.block(hoisted), self.block(values, alike)
+        return tuple(hoisted.values()), self.block(hoisted, itertools.repeat(apart)), self.block(values, deviated)
 
     def _hoist(self, expr: sp.Expr, hoisted: dict[sp.Expr, sp.Symbol]) -> sp.Expr:
         """`expr` with its largest parts that are the same at all taps replaced by names."""
@@ -175,31 +181,34 @@ class _Lowering:
         new = [self._hoist(argument, hoisted) for argument in args]
         return expr if tuple(new) == expr.args else expr.func(*new)
 
-    def block(self, results: Iterable[sp.Expr], alike: Sequence[bool] = ()) -> Block:
+    def block(self, results: Iterable[sp.Expr], deviated: Iterable[bool] = ()) -> Block:
         """Results as a function, with common subexpressions named, and quotients that all filters share.
 
-        `alike` says from which results deviations are taken elsewhere, from their mean or maximum.  A mean of equal
-        values is one of them, and both must be rounded in the same way, whatever else a sweep divides by: so that the
-        deviation is 0.
+        Values from which deviations are taken have no parts in common with others: those under a `less`, and those
+        results that are `deviated`.  A mean of equal values is one of them, and the deviation is 0 only if both sweeps
+        round in the same way, whatever else is computed there.
         """
         results = tuple(results)
         if not results:
             return NOTHING
-        common: dict[sp.Expr, sp.Symbol] = {}
-        last = _real(reversed(self._temporary))
-
-        def divided_first(product: sp.Expr) -> sp.Expr:
-            below = [each for each in product.args if is_denominator(each)]
-            return product.xreplace({each: common.setdefault(each, next(last)) for each in below})
-
-        def inverted(expr: sp.Expr) -> sp.Expr:
-            return expr.replace(lambda node: node.is_Mul, divided_first)
-
-        rounded = [inverted(expr) if each else expr for expr, each in itertools.zip_longest(results, alike)]
-        rounded = [expr.replace(less, lambda value, mean: less(inverted(value), mean)) for expr in rounded]
-        grouped = [self._group(expr, common, last) for expr in rounded]
-        found, reduced = sp.cse([*common, *grouped], symbols=_real(self._temporary), order="canonical")
-        values = dict(found) | dict(zip(common.values(), reduced))
+        names, last = _real(self._temporary), _real(reversed(self._temporary))
+        alone = {expr for expr, each in zip(results, deviated) if each}
+        alone |= {each.args[0] for expr in results for each in expr.atoms(less)}
+        values: dict[sp.Symbol, sp.Expr] = {}
+        own: dict[sp.Expr, sp.Symbol] = {}
+        for expr in sorted(alone, key=lambda expr: (sp.count_ops(expr), str(expr))):
+            if expr.args and not expr.is_number:
+                found, (value,) = self._named([expr.xreplace(own)], names, last)
+                own[expr] = next(last)
+                values |= found | {own[expr]: value}
+        found, reduced = self._named([expr.xreplace(own) for expr in results], names, last)
+        values |= found
+        for name in own.values():  # what is needed once, as it is, needs no name
+            users = [expr for expr in (*values.values(), *reduced) for _ in range(expr.count(name))]
+            if len(users) == 1 and (users[0] == name or any(each.args[0] == name for each in users[0].atoms(less))):
+                known = {name: values.pop(name)}
+                reduced = [expr.xreplace(known) for expr in reduced]
+                values = {other: value.xreplace(known) for other, value in values.items()}
         while plain := [name for name, value in values.items() if value.is_number or value.is_Symbol]:  # needs no name
             known = {plain[0]: values.pop(plain[0])}  # one at a time: what it stands in may be a number then
             reduced = [expr.xreplace(known) for expr in reduced]
@@ -212,8 +221,17 @@ class _Lowering:
         return Block(
             tuple(sorted(symbols, key=self._rank)),
             tuple(temporaries),
-            tuple(expr.xreplace(named) for expr in reduced[len(common) :]),
+            tuple(expr.xreplace(named) for expr in reduced),
         )
+
+    def _named(
+        self, exprs: list[sp.Expr], names: Iterator[sp.Symbol], last: Iterator[sp.Symbol]
+    ) -> tuple[dict[sp.Symbol, sp.Expr], list[sp.Expr]]:
+        """Common subexpressions by name, and the expressions in which they are named."""
+        common: dict[sp.Expr, sp.Symbol] = {}
+        grouped = [self._group(expr, common, last) for expr in exprs]
+        found, reduced = sp.cse([*common, *grouped], symbols=names, order="canonical")
+        return dict(found) | dict(zip(common.values(), reduced)), reduced[len(common) :]
 
     def _group(self, expr: sp.Expr, common: dict[sp.Expr, sp.Symbol], names: Iterator[sp.Symbol]) -> sp.Expr:
         """`expr` with a name for each quotient in it that all filters share: there is one division for all of them.

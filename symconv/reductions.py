@@ -210,7 +210,7 @@ def _lower_sum(acc: Accumulators, e: sp.Expr, *like: sp.Expr) -> sp.Expr:
 
 def _share_and_total(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
     """A share, as `_lower_softmax` writes it, as an exponential and the total that it is over; anything else, and 1."""
-    if isinstance(expr, sp.exp):
+    if isinstance(expr, sp.exp) and expr.exp.is_Add:
         for part in expr.exp.args:
             total = -part
             if isinstance(total, shift) and isinstance(total.args[0], sp.log) and isinstance(expr.exp - part, less):

@@ -479,6 +479,10 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("g: input\ncov(t + mean(g*t, dim=t), c - g[c, 0]) + sum(w*x)", {}),
     # A constant has no deviation from its mean, also where other sums divide by what it is divided by.
     ("u: param[o, c] = 0.5\nstd(sum(w*x)/(abs(u + u) + 1), dim=c) + sum(w)", {"channels": 1, "filters": 5}),
+    # At a window without taps the largest and the smallest value are no numbers together.
+    ("r = (max(x) + min(x))/2\nsum(x*where(r > 0.5, max(x), x))", {}),
+    ("where(max(x) + min(x) > 0, log(abs(max(x) + min(x)) + 1), 2)*sum(x) + exp(min(x)/4)", {}),
+    ("sum(exp(where(x > 0.5, x, 1)))", {}),
     # One filter, and parameters that do not tell which: their gradients are found without dividing by its elements.
     ("d: param[c]\nstd(d*std(t, dim=t), weight=2, dim=c) + sum(w*x)", {}),
     # A name that cancels, and an axis that goes with it.

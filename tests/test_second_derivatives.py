@@ -120,7 +120,17 @@ def test_roots_of_maxima_in_conditions() -> None:
     assert torch.autograd.gradgradcheck(kernel, x)
 
 
-@pytest.mark.parametrize("formula", ["log(sum(x))", "max(x)**2", "1/(prod(x) - 1)", "sum(x)/norm(x)"])
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "log(sum(x))",
+        "max(x)**2",
+        "1/(prod(x) - 1)",
+        "sum(x)/norm(x)",
+        "relu(min(x))**2",
+        "log(sum(max(x, dim=t), dim=c))",
+    ],
+)
 def test_slopes_that_are_infinite_without_taps(backend: str, formula: str) -> None:
     """A window that sees nothing of the image has no motion, so that its tangent is 0, however steep the formula is."""
     x = (random(1, 1, 4).abs() + 1.5).requires_grad_()

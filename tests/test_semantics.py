@@ -287,12 +287,29 @@ def test_a_constant_window_has_no_variance(backend: str) -> None:
     assert y.abs().max() < 1e-7
 
 
-def test_a_constant_window_has_no_deviation_from_a_quotient(backend: str) -> None:
-    """The sweep that takes the mean divides another operand by the same; values must be rounded as in other sweeps."""
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "std(x/(p**2 + 1)) + sum(w/(p**2 + 1))",
+        "std(x*p*z) + sum(w*p*z)",
+        "std(x + p + z) + sum(w*(p + z))",
+        "std(exp(x*p*z)) + sum(w*p*z)",
+    ],
+)
+def test_a_constant_window_has_no_deviation(backend: str, formula: str) -> None:
+    """The sweep that takes the mean computes the same of other operands; values must be rounded as in other sweeps."""
+    text = "p: param = 0.7\n" + "z: param = 0.3\n" * ("z" in formula) + formula
     x = torch.linspace(0.1, 3, 40)[:, None, None].expand(40, 1, 6).clone().requires_grad_()
-    y = sc.conv1d("p: param = 0.7\nstd(x/(p**2 + 1)) + sum(w/(p**2 + 1))", x, torch.ones(1, 1, 3), backend=backend)
+    y = sc.conv1d(text, x, torch.ones(1, 1, 3), backend=backend)
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert not grad.any()
+
+
+def test_quotients_that_are_finite_where_reciprocals_are_not(backend: str) -> None:
+    x = torch.tensor([[[1.0, 2.0, 3.0]]])
+    y = sc.conv1d("var(w/x**2)", x * 1e-20, x * 1e-30, backend=backend)
+    expected = sc.conv1d("var(w/x**2)", x, x, backend=backend) * 1e20
+    torch.testing.assert_close(y, expected, rtol=1e-3, atol=0)  # squares of so few bits
 
 
 @pytest.mark.parametrize("formula", ["var(x)", "cov(x, x**2)/20000"])

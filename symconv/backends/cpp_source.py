@@ -29,8 +29,8 @@ class CppPass(LiftingPass):
     ranged = True
 
     def packing(self, symbol: Operand, where: Domain, varies: tuple[bool, bool]) -> str:
-        lies_so = where == Domain("ct") and set(symbol.operand.axes) == set("oct") and self.is_at_tap(symbol)
-        return "pack_taps" if lies_so else super().packing(symbol, where, varies)
+        as_in_memory = where == Domain("ct") and set(symbol.operand.axes) == set("oct") and self.is_at_tap(symbol)
+        return "pack_taps" if as_in_memory else super().packing(symbol, where, varies)  # see `Elements` for both
 
     def weight(self, name: str, symbol: Lifted, where: Domain, varies: tuple[bool, bool]) -> str:
         domain, arguments = self.id(where), []

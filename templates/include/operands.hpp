@@ -81,7 +81,7 @@ struct Elements {
     int64_t group, filter;  // elements between groups and between filters
     int64_t first;          // of a bank: where its weight begins
     int64_t size;           // elements of one weight
-    bool by_filter, by_tap; // whether an element tells the filter, and the tap k, that it belongs to
+    bool by_filter, by_tap; // whether an element tells the filter, and the tap k, that it belongs to: it is number k then
     int* places;            // for each k, -1 where there is none
 
     Elements(const Windows& windows, const Domain& domain, bool o, bool c, bool t, Access access, int64_t number, Arena& arena)
@@ -173,6 +173,9 @@ inline real* laid_out(ByFilters<BLOCK>, const Windows& windows, int64_t count, A
     return packed;
 }
 
+/// Filters whose taps are read side by side, to fill what is written line by line.
+constexpr int64_t JOINT_ROWS = 16;
+
 /// The same, in blocks of taps.
 template <bool PER_FILTER, bool PER_TAP, int BLOCK, class Element>
 inline real* laid_out(ByTaps<BLOCK> layout, const Windows& windows, int64_t count, Arena& arena, Element element)
@@ -181,11 +184,10 @@ inline real* laid_out(ByTaps<BLOCK> layout, const Windows& windows, int64_t coun
     const Geometry& g = windows.geometry;
     const int64_t size = layout.size(windows, count), step = layout.step(windows, count);
     real* packed = arena.take<real>(g.groups * size);
-    constexpr int64_t JOINT = 16;  // filters whose taps are read side by side, to fill what is written line by line
-    const int64_t joints = ceil_div(g.filters, JOINT);
+    const int64_t joints = ceil_div(g.filters, JOINT_ROWS);
     spread(g.threads, arena.fills ? g.groups * joints : 0, ceil_div(count, BLOCK), [&](int64_t row, int64_t block) {
-        const int64_t group = row / joints, first = row % joints * JOINT;
-        for (int64_t f = first; f < least(first + JOINT, g.filters); ++f)
+        const int64_t group = row / joints, first = row % joints * JOINT_ROWS;
+        for (int64_t f = first; f < least(first + JOINT_ROWS, g.filters); ++f)
             for (int64_t k = block * BLOCK, end = k + BLOCK; k < end; ++k)
                 packed[group * size + block * step + f * BLOCK + k % BLOCK] = k < count ? element(group, f, k) : real(0);
     });

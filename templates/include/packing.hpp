@@ -11,6 +11,7 @@ namespace symconv {
 /// those of the second one.
 template <int N> SYMCONV_INLINE void weave_rows(vec (&rows)[N])
 {
+    static_assert((N & (N - 1)) == 0, "as many rows as rounds can halve");
     UNROLL for (int round = 1; round < N; round *= 2) {
         vec woven_rows[N];
         UNROLL for (int i = 0; i < N / 2; ++i) {
@@ -37,7 +38,6 @@ template <class From> inline vec load_row(const From* from, int64_t count)
 /// A vector of taps of each filter of a block, one tap after the other; the filters' rows lie `filter` elements apart.
 template <int BLOCK> inline void put_taps(real* to, const storage* from, int64_t filter, int64_t count)
 {
-    static_assert((BLOCK & (BLOCK - 1)) == 0, "rows are woven in pairs");
     vec rows[BLOCK];
     UNROLL for (int i = 0; i < BLOCK; ++i)
         rows[i] = load_row(from + i * filter, count);
@@ -63,9 +63,9 @@ template <int BLOCK> APART void put_blocks(ByFilters<BLOCK> layout, real* packed
 {
     const Geometry& g = windows.geometry;
     const int64_t blocks = g.filters / BLOCK, rows = blocks + g.filters % BLOCK;
-    spread(g.threads, g.groups * rows, ceil_div(count, WIDTH), BLOCK * WIDTH, [&](int64_t row, int64_t vector) {
+    spread(g.threads, g.groups * rows, ceil_div(count, WIDTH), g.groups * g.filters * count, [&](int64_t row, int64_t vector) {
         const int64_t group = row / rows, block = row % rows, k = vector * WIDTH, taps = least(count - k, WIDTH);
-        const int64_t f = block < blocks ? block * BLOCK : block + blocks * (BLOCK - 1);
+        const int64_t f = block < blocks ? block * BLOCK : blocks * BLOCK + block - blocks;
         real* to = packed + layout.at(windows, count, group, f);
         if (block < blocks)
             put_taps<BLOCK>(to + k * BLOCK, from.of(group, f) + k, from.elements.filter, taps);
@@ -77,13 +77,12 @@ template <int BLOCK> APART void put_blocks(ByFilters<BLOCK> layout, real* packed
 /// In blocks of taps.
 template <int BLOCK> APART void put_blocks(ByTaps<BLOCK> layout, real* packed, Taps from, const Windows& windows, int64_t count)
 {
-    constexpr int64_t JOINT = 16;  // filters whose taps are read side by side, to fill what is written line by line
     const Geometry& g = windows.geometry;
-    const int64_t joints = ceil_div(g.filters, JOINT);
-    spread(g.threads, g.groups * joints, ceil_div(count, BLOCK), BLOCK * JOINT, [&](int64_t row, int64_t block) {
-        const int64_t group = row / joints, first = row % joints * JOINT, k = block * BLOCK, taps = least(count - k, BLOCK);
+    const int64_t joints = ceil_div(g.filters, JOINT_ROWS);
+    spread(g.threads, g.groups * joints, ceil_div(count, BLOCK), g.groups * g.filters * count, [&](int64_t row, int64_t block) {
+        const int64_t group = row / joints, first = row % joints * JOINT_ROWS, k = block * BLOCK, taps = least(count - k, BLOCK);
         real* to = packed + layout.at(windows, count, group, first) + block * layout.step(windows, count);
-        for (int64_t f = first; f < least(first + JOINT, g.filters); ++f, to += BLOCK) {
+        for (int64_t f = first; f < least(first + JOINT_ROWS, g.filters); ++f, to += BLOCK) {
             const storage* row_of_taps = from.of(group, f) + k;
             if (taps == BLOCK)
                 UNROLL for (int64_t j = 0; j < BLOCK; ++j)

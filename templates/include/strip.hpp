@@ -122,7 +122,7 @@ template <bool MASKED> SYMCONV_INLINE auto windows_at(const integer* is_window)
         return Everywhere{};
 }
 
-/// Whether one of some sums is infinite or no number; perhaps also where they are all finite, but too much together.
+/// Whether one of some sums is infinite or no number; or all are finite and their own sum is not: callers compute them again.
 template <int V> SYMCONV_INLINE bool any_not_finite(const vec (&sums)[V])
 {
     vec all = sums[0];
@@ -257,7 +257,7 @@ struct BankSink {
     {
         real found[F][K];
         totals<F * K>(sums[0], found[0]);
-        put(f, k, found);
+        add_found(f, k, found);
     }
 
     /// The same, each times a factor: times the total, because 0*inf in a lane without a window is NaN.
@@ -268,7 +268,7 @@ struct BankSink {
         UNROLL for (int i = 0; i < F; ++i)
             UNROLL for (int j = 0; j < K; ++j)
                 found[i][j] *= factors[i][j];
-        put(f, k, found);
+        add_found(f, k, found);
     }
 
     /// What the windows of a strip have found for the taps of a filter.
@@ -279,14 +279,15 @@ struct BankSink {
                 total[f * elements->filter + elements->places[k]] += sums[k];
     }
 
-    template <int F, int K> void put(int64_t f, int64_t k, const real (&found)[F][K]) const
+    template <int F, int K> void add_found(int64_t f, int64_t k, const real (&found)[F][K]) const
     {
         real* const first = total + f * elements->filter;
-        if (K > 1 && elements->by_tap) {
-            UNROLL for (int i = 0; i < F; ++i)
-                add_row(first + i * elements->filter + k, 1, found[i], K);
-            return;
-        }
+        if constexpr (K > 1)
+            if (elements->by_tap) {  // those of the taps lie side by side
+                UNROLL for (int i = 0; i < F; ++i)
+                    add_row(first + i * elements->filter + k, 1, found[i], K);
+                return;
+            }
         UNROLL for (int j = 0; j < K; ++j)
             if (const int64_t place = elements->places[k + j]; place >= 0)
                 UNROLL for (int i = 0; i < F; ++i)

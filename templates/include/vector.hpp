@@ -264,11 +264,11 @@ template <class Body> SYMCONV_INLINE void vectors(int64_t rows, int64_t length, 
             body(f, q);
 }
 
-/// body(row, column) for each of `rows` times `columns`, by so many threads together if that is worth waking them: if they are
-/// `elements` each.
+/// body(row, column) for each of `rows` times `columns`, by so many threads together if so many
+/// elements are worth waking them.
 template <class Body> inline void spread(int64_t threads, int64_t rows, int64_t columns, int64_t elements, Body body)
 {
-    in_parallel(rows * columns * elements < 16384 ? 1 : threads, [&](int64_t thread, int64_t team) {
+    in_parallel(elements < 16384 ? 1 : threads, [&](int64_t thread, int64_t team) {
         for (int64_t row = rows * thread / team; row < rows * (thread + 1) / team; ++row)
             for (int64_t column = 0; column < columns; ++column)
                 body(row, column);
@@ -276,7 +276,7 @@ template <class Body> inline void spread(int64_t threads, int64_t rows, int64_t 
 }
 template <class Body> inline void spread(int64_t threads, int64_t rows, int64_t columns, Body body)
 {
-    spread(threads, rows, columns, 1, body);
+    spread(threads, rows, columns, rows * columns, body);
 }
 
 // -- Bits and conversions ---------------------------------------------------------------------------------------------
