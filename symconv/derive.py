@@ -102,7 +102,7 @@ class Chain:
         Any finite one will do, because nothing moves in such a window: what it multiplies is 0 there.
         """
         empty = {symbol: value for symbol, value in self.without_taps.items() if symbol in slope.free_symbols}
-        if is_finite(replaced(slope, empty)):
+        if not empty or is_finite(replaced(slope, empty)):
             return slope
         for value in STAND_INS:
             others = dict.fromkeys(empty, value)
