@@ -80,8 +80,7 @@ class Chain:
         return sp.Add(*(outside * self._total(total, dims, like) for outside, total in inside.items()))
 
     def _is_infinite_without_taps(self, factor: sp.Expr) -> bool:
-        nodes = {symbol: self.nodes[symbol] for symbol in factor.free_symbols & self.nodes.keys()}
-        values = {symbol: record_of(node).without_taps for symbol, node in nodes.items()}
+        values = {symbol: self.without_taps[symbol] for symbol in factor.free_symbols & self.without_taps.keys()}
         infinite = {symbol: value for symbol, value in values.items() if value.is_infinite}
         return bool(infinite) and not replaced(factor, infinite).is_finite
 

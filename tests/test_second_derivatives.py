@@ -128,7 +128,6 @@ def test_roots_of_maxima_in_conditions() -> None:
         "1/(prod(x) - 1)",
         "sum(x)/norm(x)",
         "relu(min(x))**2",
-        "log(sum(max(x, dim=t), dim=c))",
     ],
 )
 def test_slopes_that_are_infinite_without_taps(backend: str, formula: str) -> None:

@@ -264,8 +264,7 @@ template <class Body> SYMCONV_INLINE void vectors(int64_t rows, int64_t length, 
             body(f, q);
 }
 
-/// body(row, column) for each of `rows` times `columns`, by so many threads together if so many
-/// elements are worth waking them.
+/// body(row, column) for each of `rows` times `columns`, by so many threads together if so many elements are worth waking them.
 template <class Body> inline void spread(int64_t threads, int64_t rows, int64_t columns, int64_t elements, Body body)
 {
     in_parallel(elements < 16384 ? 1 : threads, [&](int64_t thread, int64_t team) {
