@@ -82,7 +82,7 @@ class Chain:
     def _is_infinite_without_taps(self, factor: sp.Expr) -> bool:
         values = {symbol: self.without_taps[symbol] for symbol in factor.free_symbols & self.without_taps.keys()}
         infinite = {symbol: value for symbol, value in values.items() if value.is_infinite}
-        return bool(infinite) and not replaced(factor, infinite).is_finite
+        return bool(infinite) and not is_finite(replaced(factor, infinite))
 
     @functools.cached_property
     def without_taps(self) -> dict[sp.Symbol, sp.Expr]:
@@ -149,8 +149,11 @@ def replaced(expr: sp.Expr, values: Mapping[sp.Symbol, sp.Expr]) -> sp.Expr:
 
 
 def is_finite(expr: sp.Expr) -> bool:
-    """Whether an expression is finite for finite symbols, as far as SymPy knows, and nothing in it is infinite."""
-    return bool(expr.is_finite) and not expr.has(sp.oo, -sp.oo, sp.zoo, sp.nan)
+    """Whether an expression is finite for finite symbols, as far as SymPy knows, and nothing in it is infinite.
+
+    The sine of infinity is not: SymPy gives its bounds, and everything else NaN.
+    """
+    return bool(expr.is_finite) and not expr.has(sp.oo, -sp.oo, sp.zoo, sp.nan, sp.AccumBounds)
 
 
 def guarded(product: sp.Expr, factor: sp.Expr) -> sp.Expr:

@@ -477,6 +477,8 @@ REGRESSIONS: list[tuple[str, dict[str, Any]]] = [
     ("g: input\nm = mean(g, dim=t)\nsum(x*m) + sum(m, dim=c)", {}),
     ("g: input\nm = sum(g*t, dim=t)\nsum(x*(m - mean(m, dim=c)))", {}),
     ("g: input\ncov(t + mean(g*t, dim=t), c - g[c, 0]) + sum(w*x)", {}),
+    # Its second derivatives count the channels of an input that they do not read.
+    ("g: input\np: param\nsum(custom_grad(g, p=2)) + sum(x)", {}),
     # A constant has no deviation from its mean, also where other sums divide by what it is divided by.
     ("u: param[o, c] = 0.5\nstd(sum(w*x)/(abs(u + u) + 1), dim=c) + sum(w)", {"channels": 1, "filters": 5}),
     # At a window without taps the largest and the smallest value are no numbers together.

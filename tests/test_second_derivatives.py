@@ -128,6 +128,7 @@ def test_roots_of_maxima_in_conditions() -> None:
         "1/(prod(x) - 1)",
         "sum(x)/norm(x)",
         "relu(min(x))**2",
+        "sum(x*sin(min(x)))",
     ],
 )
 def test_slopes_that_are_infinite_without_taps(backend: str, formula: str) -> None:

@@ -68,7 +68,7 @@ MANY_FILTERS = 16
 #: Gradients of weights sum about so many windows before the lanes of their vectors are added, if strips are shorter.
 MANY_WINDOWS = 768
 #: They hold the values of so many filters together then, see `strip.hpp`.
-JOINT_FILTERS = 32
+JOINT_FILTERS = 16
 #: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
 MOST_PLACES = 2**31
 #: So many bytes of scratch memory each thread may have, however small a call is.

@@ -231,7 +231,8 @@ class _Printed:
     def used(self, sweeps: Sequence[Sweep], *last: Block) -> set[str]:
         blocks = [block for sweep in sweeps for block in (sweep.before, sweep.taps, sweep.ranks)] + [*last]
         names = {getattr(symbol, "operand", symbol).name for block in blocks for symbol in block.arguments}
-        return names | {name for sweep in sweeps for name in sweep.where.inputs}
+        counted = [where for symbol, where in self.schedule.counts.items() if symbol.name in names]
+        return names.union(*(where.inputs for where in [*counted, *(sweep.where for sweep in sweeps)]))
 
     def prepare(self, used: set[str]) -> list[str]:
         lines = []

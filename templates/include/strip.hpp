@@ -220,7 +220,7 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
 }
 
 /// Filters whose values are held together where the gradients of weights sum several strips.
-constexpr int64_t JOINT_FILTERS = 32;
+constexpr int64_t JOINT_FILTERS = 16;
 
 /// Visit the taps at the positions of each window of a filter, each of them once: body(place of its vector, its lane).
 template <int N, class Body>
