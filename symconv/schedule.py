@@ -6,6 +6,7 @@ schedule of a formula; every backend renders it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ import sympy as sp
 
 from .accumulators import Kind
 from .functions import is_bounded, same
-from .language.axes import WINDOW, Domain, Labels, Value, domain, labels_of, without
+from .language.axes import WINDOW, Domain, Labels, TapPosition, Value, domain, labels_of, without
 from .language.symbols import Access, Operand
 from .lift import Lifted
 from .operations import NOTHING, Block
@@ -108,6 +109,29 @@ class Sweep:
         return wanted and "t" in self.where.axes and not any(isinstance(each, Access) for each in inputs)
 
     @property
+    def by_channels(self) -> bool:
+        """Whether the lanes of vectors can be channels: taps read and give numbers that each channel has, or none.
+
+        What the sum of a gradient is multiplied by belongs to the pixel or weight alone.
+        """
+        factors = zip(self.gradients, self.factors or itertools.repeat(None))
+        return (
+            self.where == Domain("ct")
+            and bool(self.gradients)
+            and not self.positions
+            and all(map(has_each_channel, self.gradients))
+            and all(map(has_each_channel_or_none, self.taps.arguments))
+            and all(
+                isinstance(each, Operand | Lifted)
+                and has_each_channel_or_none(each)
+                and is_of_input(each) in (None, is_of_input(place))
+                for place, factor in factors
+                if factor is not None
+                for each in factor.arguments
+            )
+        )
+
+    @property
     def is_bounded(self) -> bool:
         """Whether what its taps give is finite wherever what they read is, pixels and weights too."""
         lifted = [each.block for each in self.taps.arguments if isinstance(each, Lifted)]
@@ -124,6 +148,31 @@ class Sweep:
         if not self.gradients or any(expr.xreplace(elsewhere) != 0 for expr in self.taps.results):
             return ()
         return tuple(sorted({test.args[0] for test in found}, key=str))
+
+
+def has_each_channel(symbol: sp.Symbol) -> bool:
+    """Whether a symbol is a number for each channel and tap, or pixel, read under the tap."""
+    place = symbol.pixel or symbol if isinstance(symbol, Lifted) else symbol
+    if isinstance(place, Operand) and not place.is_at_tap:
+        return False
+    return bool(is_of_input(symbol)) or (isinstance(place, Operand | Lifted) and set(place.axes) == set("oct"))
+
+
+def has_each_channel_or_none(symbol: sp.Symbol) -> bool:
+    """The same, or whether it is one number for all channels and taps of a window."""
+    if isinstance(symbol, TapPosition):
+        return False
+    if isinstance(symbol, Operand) and (symbol.role in ("offset", "index") or not symbol.is_at_tap):
+        return False
+    axes = symbol.axes if isinstance(symbol, Operand | Lifted) else domain(labels_of(symbol)).axes
+    return has_each_channel(symbol) or not {"c", "t"} & {*axes}
+
+
+def is_of_input(symbol: sp.Symbol) -> bool | None:
+    """Whether a symbol belongs to a pixel; None for what is the same for all pixels and weights."""
+    if isinstance(symbol, Lifted):
+        return symbol.pixel is not None
+    return symbol.role == "input" if isinstance(symbol, Operand) and symbol.axes else None
 
 
 @dataclass(frozen=True)
@@ -162,6 +211,19 @@ class Schedule:
         """The names of the operands whose gradient is not identically 0."""
         places = [*self.window_gradients, *(place for sweep in self.backward for place in sweep.gradients)]
         return frozenset(place.operand.name for place in places)
+
+    @property
+    def by_channels(self) -> bool:
+        """Whether the lanes of vectors of the backward pass can be channels: one sweep over channels and taps."""
+        over_taps = [sweep for sweep in self.backward if sweep.where != WINDOW]
+        at_windows = [self.at_windows, *(sweep.before for sweep in self.backward)]
+        at_windows += [sweep.taps for sweep in self.backward if sweep.where == WINDOW]
+        read = [each for block in at_windows for each in block.arguments]
+        return (
+            len(over_taps) == 1
+            and over_taps[0].by_channels
+            and all(has_each_channel_or_none(each) and not has_each_channel(each) for each in read)
+        )
 
     @property
     def lifted(self) -> tuple[list[Lifted], list[Lifted]]:

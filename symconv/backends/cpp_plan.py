@@ -22,8 +22,14 @@ from .native_facts import Facts, PassFacts
 from .native_plan import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
 
-def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
-    """The tiles of a kernel: as large as the registers hold, smaller where functions need registers of their own."""
+def tiles_of(facts: Facts, vector_bytes: int, by_channels: bool = False) -> Tiles:
+    """The tiles of a kernel: as large as the registers hold, smaller where functions need registers of their own.
+
+    Args:
+        facts: of the kernel.
+        vector_bytes: of a register.
+        by_channels: whether the lanes of the vectors of its backward pass are channels.
+    """
     registers = 32 if vector_bytes == 64 else 16
     room = registers // 2
     if facts.forward.heavy:
@@ -31,15 +37,21 @@ def tiles_of(facts: Facts, vector_bytes: int) -> Tiles:
     state = max(facts.state, 1)
     vectors = 2 if room // state >= 2 else 1
     filters = power_below(room // (state * vectors)) if facts.per_filter and not facts.ranked else 1
+    row = max(vectors, min(4, power_below(room // state)))
     heavy = facts.backward.heavy
     back = room if not heavy else registers // (4 if heavy == 1 else 8)
     bank = power_below(max(back // max(facts.weight_sums, 1), 1))
     bank_filters = power_below(math.isqrt(2 * bank)) if facts.per_filter else 1
+    if by_channels:
+        sums = (28 if registers == 32 else 12) // CHANNEL_VECTORS // (1 if not heavy else 2 if heavy == 1 else 4)
+        pixels, weights = (max(sums // max(each, 1), 1) for each in (facts.image_sums, facts.weight_sums))
+        joint = min(3, weights)
+        return Tiles(filters, vectors, row, 2, 1, pixels, max(weights // joint, 1), joint)
     taps, places = ((back if heavy else light) // (4 * max(facts.image_sums, 1)) for light in (registers, 16))
     return Tiles(
         filters,
         vectors,
-        max(vectors, min(4, power_below(room // state))),
+        row,
         2,
         power_below(taps),
         2 * power_below(places),
@@ -58,6 +70,8 @@ def cache_bytes() -> int:
         return 512 * 1024
 
 
+#: Vectors of channels that lie side by side where the lanes are channels, see `window.hpp`.
+CHANNEL_VECTORS = 2
 #: For fewer filters pixels sum their gradients, because adding to them tap by tap would be most of the work; unless a
 #: strip is short for what its windows see, which each of these filters then looks at once more.
 FEW_FILTERS = 4
@@ -71,6 +85,8 @@ MANY_WINDOWS = 768
 JOINT_FILTERS = 16
 #: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
 MOST_PLACES = 2**31
+#: Channels fill the lanes of vectors, if they are not more than so many times as many.
+MOST_PADDING = 1.25
 #: So many bytes of scratch memory each thread may have, however small a call is.
 LEAST_SCRATCH = 64 * 1024
 #: So many bytes of scratch memory a plan keeps between calls.
@@ -86,6 +102,7 @@ class CppPlan(Plan):
         by_filters: whether they share the filters instead for the gradients of weights.
         more_strips: that the gradients of weights sum together with one, then.
         by_positions: whether gradients go straight to the taps that a maximum has chosen.
+        by_channels: whether the lanes of vectors are channels and not windows.
         geometry: the strips and the geometry, as the library reads them.
         function: of the library.
     """
@@ -93,6 +110,7 @@ class CppPlan(Plan):
     threads: int
     by_filters: bool
     by_positions: bool
+    by_channels: bool
     more_strips: int
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
@@ -128,14 +146,26 @@ def plan_of(
     geometry: Geometry,
     threads: int,
     function: Any,
+    by_channels: bool = False,
 ) -> CppPlan:
     """The plan for tensors of these shapes.
+
+    Args:
+        facts: of the kernel.
+        direction: the pass.
+        tiles: which the library has.
+        vector_bytes: of a register.
+        tensors, geometry: of the call.
+        threads: that may share it.
+        function: of the library.
+        by_channels: whether the lanes of its vectors are channels.
 
     Raises:
         ShapeError: if a strip sees too much of the image.
     """
     real = real_bytes(tensors[0].dtype)
-    layer = _Layer(facts, direction == "backward", tiles, vector_bytes // real, real, tensors, geometry, threads)
+    backward = direction == "backward"
+    layer = _Layer(facts, backward, tiles, vector_bytes // real, real, tensors, geometry, threads, by_channels)
     strip = layer.strip()
     places = max(layer.channels) * layer.line.planes * (strip + layer.line.halo + layer.width)
     if places >= MOST_PLACES:
@@ -155,9 +185,29 @@ def plan_of(
         team,
         by_filters,
         by_positions,
+        by_channels,
         more_strips,
         ctypes.pointer(layer.line.native_geometry(strip, filter_step, **chosen)),
         function,
+    )
+
+
+def lanes_are_channels(facts: Facts, vector_bytes: int, tensors: Sequence[torch.Tensor], geometry: Geometry) -> bool:
+    """Whether the lanes of vectors of a backward pass had better be channels than windows.
+
+    So none is idle at the ends of rows of windows, and the gradients of weights need no sum of lanes.  Channels must
+    fill the vectors, and windows not reach so far that margins of zeros around them were most of the work.
+    """
+    if not facts.by_channels or geometry.ignores_padding:
+        return False
+    channels, *others = channels_of(facts, tensors, geometry.groups)
+    block = CHANNEL_VECTORS * vector_bytes // real_bytes(tensors[0].dtype)
+    line = line_of(tensors[0], geometry)
+    return (
+        all(each == channels for each in others)
+        and -(-channels // block) * block <= MOST_PADDING * channels
+        and geometry.out_channels // geometry.groups >= FEW_FILTERS
+        and line.halo <= line.length
     )
 
 
@@ -178,6 +228,7 @@ class _Layer:
     tensors: Sequence[torch.Tensor]
     geometry: Geometry
     threads: int
+    by_channels: bool
 
     @property
     def work(self) -> PassFacts:
@@ -285,6 +336,8 @@ class _Layer:
 
         As far as windows reach, and a tile of pixels.
         """
+        if self.by_channels:
+            return -(-(self.line.halo + self.tiles.image_row) // self.width) * self.width
         few = self.filters < FEW_FILTERS and 2 * strip >= self.filters * self.line.halo
         if not (self.backward and self.facts.gathers and few) or self.by_positions():
             return 0

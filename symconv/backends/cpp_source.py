@@ -29,7 +29,7 @@ class CppPass(LiftingPass):
     ranged = True
 
     def packing(self, symbol: Operand, where: Domain, varies: tuple[bool, bool]) -> str:
-        as_in_memory = where == Domain("ct") and set(symbol.operand.axes) == set("oct") and self.is_at_tap(symbol)
+        as_in_memory = where == Domain("ct") and set(symbol.operand.axes) == set("oct") and symbol.is_at_tap
         return "pack_taps" if as_in_memory else super().packing(symbol, where, varies)  # see `Elements` for both
 
     def weight(self, name: str, symbol: Lifted, where: Domain, varies: tuple[bool, bool]) -> str:
@@ -57,6 +57,9 @@ class CppPass(LiftingPass):
 class CppForward(CppPass, Forward):
     """The forward pass, which puts together and writes one row of outputs at a time."""
 
+    def context(self) -> dict[str, Any]:
+        return {**super().context(), "lanes": None}
+
     def values(self) -> list[tuple[str, str, str]]:
         return [value for value in super().values() if value[0] != "output"]
 
@@ -65,12 +68,13 @@ class CppBackward(CppPass, Backward):
     """The backward pass, whose gradients of images pixels may sum."""
 
     def layout(self, varies: tuple[bool, bool]) -> str:
-        return "ByTaps<IMAGE_TAPS>" if all(varies) else super().layout(varies)
+        return "GradientLayout" if all(varies) else super().layout(varies)
 
     def context(self) -> dict[str, Any]:
         if any(sweep.gathers for sweep in self.sweeps.values()):
             self.shared["looks"] = ("Looks", "windows, arena")
-        return super().context()
+        lanes = next((each for each in self.printed if each["by_channels"]), None)
+        return {**super().context(), "lanes": lanes}
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         printed = super().sweep(sweep, name)
@@ -79,6 +83,7 @@ class CppBackward(CppPass, Backward):
         return {
             **printed,
             "gathers": sweep.gathers,
+            "by_channels": self.schedule.by_channels and sweep.by_channels,
             "bounded": bounded,
             "positions": [] if printed["others"] else positions,
         }

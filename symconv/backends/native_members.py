@@ -219,11 +219,6 @@ class Members:
             return "Access{false, false, 0}"
         return f"Access{{{flags(symbol.own, symbol.shift is None)}, {symbol.shift or 0}}}"
 
-    @staticmethod
-    def is_at_tap(symbol: Operand) -> bool:
-        """Whether an operand is read at the tap, in its channel."""
-        return not isinstance(symbol, Access) or (not symbol.own and symbol.shift == 0)
-
     # -- Where gradients go ------------------------------------------------------------------------------------------
 
     def sink(self, place: Operand, where: Domain, value: str) -> dict[str, Any]:

@@ -95,6 +95,11 @@ class Operand(sp.Symbol, NotIterable):  # type: ignore[misc]
         return self
 
     @property
+    def is_at_tap(self) -> bool:
+        """Whether the operand is read at the tap, in its channel."""
+        return True
+
+    @property
     def labels(self) -> frozenset[str]:
         """The axes of the window along which the value varies: "t", and "c" or, for the channels of another input
         than x, "c:" with its name."""
@@ -158,6 +163,10 @@ class Access(Operand):
     @property
     def operand(self) -> Operand:
         return self.base
+
+    @property
+    def is_at_tap(self) -> bool:
+        return not self.own and self.shift == 0
 
     def of(self, base: Operand) -> Access:
         """The same place of another operand."""

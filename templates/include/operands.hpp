@@ -194,6 +194,42 @@ inline real* laid_out(ByTaps<BLOCK> layout, const Windows& windows, int64_t coun
     return packed;
 }
 
+/// How weights lie where the lanes of vectors are channels: in blocks of channels, of which each filter has its taps one after
+/// the other, with all channels of the block at each.
+struct ByChannels {
+    static int64_t size(const Windows& windows, int64_t count) { return windows.blocks(count / windows.taps) * step(windows, count); }
+    /// From a block of channels to the next one.
+    static int64_t step(const Windows& windows, int64_t) { return windows.geometry.filters * windows.taps * CHANNEL_BLOCK; }
+    static int64_t at(const Windows& windows, int64_t count, int64_t group, int64_t f)
+    {
+        return group * size(windows, count) + windows.weights(0, f);
+    }
+};
+
+/// The same, in blocks of channels; the last one ends with copies of the last channel.
+template <bool PER_FILTER, bool PER_TAP, class Element>
+inline real* laid_out(ByChannels layout, const Windows& windows, int64_t count, Arena& arena, Element element)
+{
+    static_assert(PER_FILTER && PER_TAP, "what varies along one of them lies in a row");
+    const Geometry& g = windows.geometry;
+    const int64_t channels = count / windows.taps, blocks = windows.blocks(channels), size = layout.size(windows, count);
+    real* packed = arena.take<real>(g.groups * size);
+    spread(g.threads, arena.fills ? g.groups * blocks : 0, g.filters * windows.taps, [&](int64_t row, int64_t column) {
+        const int64_t group = row / blocks, block = row % blocks, f = column / windows.taps, t = column % windows.taps;
+        real* to = packed + row * layout.step(windows, count) + column * CHANNEL_BLOCK;
+        for (int64_t i = 0; i < CHANNEL_BLOCK; ++i)
+            to[i] = element(group, f, least(block * CHANNEL_BLOCK + i, channels - 1) * windows.taps + t);
+    });
+    return packed;
+}
+
+/// How the weights lie of which a backward pass makes gradients.
+#ifdef SYMCONV_BY_CHANNELS
+using GradientLayout = ByChannels;
+#elif defined(IMAGE_TAPS)
+using GradientLayout = ByTaps<IMAGE_TAPS>;
+#endif
+
 /// The element of a weight or parameter for a filter and tap k, 0 where there is none.
 SYMCONV_INLINE real value_of(const Tensor& tensor, const Elements& elements, int64_t group, int64_t f, int64_t k)
 {
@@ -216,6 +252,13 @@ template <int F> struct Place {
     int64_t f;
     int i;
     int64_t k, q;
+};
+
+/// A vector of channels at one tap, where the lanes are channels: the filter, where its weights at the tap are, where the pixel
+/// is in the planes of all blocks, and the window in the strip; `i` pixels and windows further on, vector `v` of the block.
+struct Lanes {
+    int64_t f, weight, pixel, window;
+    int i, v;
 };
 
 /// An input in planes, or the gradient of one; OWN: in the output's own channel, so that each filter has another one.
@@ -245,6 +288,14 @@ template <bool OWN> struct Image {
         if (at[p.k] < end)
             to(p)[lane] += value;
     }
+
+    real* to(Lanes p) const
+    {
+        real* first = planes + p.pixel;  // compilers are to add up what tiles share once
+        return first + (p.i * CHANNEL_BLOCK + p.v * WIDTH);
+    }
+    vec operator()(Lanes p) const { return load(to(p)); }
+    void add(Lanes p, vec value) const { store(to(p), load(to(p)) + value); }
 };
 
 /// A weight or parameter.
@@ -260,6 +311,11 @@ template <bool PER_FILTER, bool PER_TAP, class Layout> struct Bank {
             return splat(packed[p.f + p.i]);
         else
             return splat(packed[PER_TAP ? p.k : 0]);
+    }
+    vec operator()(Lanes p) const
+    {
+        const real* first = packed + (PER_TAP ? p.weight : PER_FILTER ? p.f : 0);
+        return PER_TAP ? load(first + p.v * WIDTH) : splat(*first);
     }
 };
 
@@ -282,6 +338,12 @@ template <class T, bool BY_FILTER, bool BY_PLACE> struct PerWindow {
             return load(to(p));
     }
     template <int F> void add(Place<F> p, vec value) const { store(to(p), load(to(p)) + value); }
+
+    vec operator()(Lanes p) const
+    {
+        const T* first = data + (BY_FILTER ? p.f * filter : 0) + p.window;
+        return splat(first[p.i]);
+    }
 };
 
 template <bool BY_FILTER, bool BY_PLACE> using Values = PerWindow<real, BY_FILTER, BY_PLACE>;
@@ -289,7 +351,7 @@ template <bool BY_FILTER, bool BY_PLACE> using Positions = PerWindow<integer, BY
 
 struct Number {
     real value;
-    template <int F> vec operator()(Place<F>) const { return splat(value); }
+    template <class At> vec operator()(At) const { return splat(value); }
 };
 
 /// A number for each k: an offset, the number of the channel or of the tap.

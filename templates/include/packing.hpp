@@ -7,22 +7,6 @@
 
 namespace symconv {
 
-/// The elements of rows in turn: all first ones, then all second ones.  Each round weaves the rows of the first half between
-/// those of the second one.
-template <int N> SYMCONV_INLINE void weave_rows(vec (&rows)[N])
-{
-    static_assert((N & (N - 1)) == 0, "as many rows as rounds can halve");
-    UNROLL for (int round = 1; round < N; round *= 2) {
-        vec woven_rows[N];
-        UNROLL for (int i = 0; i < N / 2; ++i) {
-            woven_rows[2 * i] = woven<0>(rows[i], rows[i + N / 2]);
-            woven_rows[2 * i + 1] = woven<1>(rows[i], rows[i + N / 2]);
-        }
-        UNROLL for (int i = 0; i < N; ++i)
-            rows[i] = woven_rows[i];
-    }
-}
-
 /// Up to a vector of numbers from memory; 0 stands for the others.
 template <class From> inline vec load_row(const From* from, int64_t count)
 {
@@ -91,6 +75,29 @@ template <int BLOCK> APART void put_blocks(ByTaps<BLOCK> layout, real* packed, T
                 for (int64_t j = 0; j < BLOCK; ++j)
                     to[j] = j < taps ? real(row_of_taps[j]) : real(0);
         }
+    });
+}
+
+/// In blocks of channels: all lanes of a vector at one tap, then at the next.
+inline APART void put_blocks(ByChannels layout, real* packed, Taps from, const Windows& windows, int64_t count)
+{
+    const Geometry& g = windows.geometry;
+    const int64_t taps = windows.taps, channels = count / taps, blocks = windows.blocks(channels);
+    spread(g.threads, g.groups * blocks, g.filters, g.groups * g.filters * count, [&](int64_t row, int64_t f) {
+        const int64_t group = row / blocks, first = row % blocks * CHANNEL_BLOCK;
+        const storage* filter = from.of(group, f);
+        real* to = packed + row * layout.step(windows, count) + f * taps * CHANNEL_BLOCK;
+        for (int64_t c = 0; c < CHANNEL_BLOCK; c += WIDTH)
+            for (int64_t t = 0; t < taps; t += WIDTH) {
+                const int64_t together = least(taps - t, WIDTH);
+                vec rows[WIDTH];
+                UNROLL for (int i = 0; i < WIDTH; ++i)
+                    rows[i] = load_row(filter + least(first + c + i, channels - 1) * taps + t, together);
+                weave_rows(rows);
+                UNROLL for (int i = 0; i < WIDTH; ++i)
+                    if (i < together)
+                        store(to + (t + i) * CHANNEL_BLOCK + c, rows[i]);
+            }
     });
 }
 

@@ -66,6 +66,22 @@ inline void add_row(real* to, int64_t step, const real* from, int64_t count)
 /// Write a row over another one, whose numbers are `step` apart.
 inline void write_row(real* to, int64_t step, const real* from, int64_t count) { copy(to, step, from, 1, count); }
 
+/// The elements of rows in turn: all first ones, then all second ones.  Each round weaves the rows of the first half between
+/// those of the second one.
+template <int N> SYMCONV_INLINE void weave_rows(vec (&rows)[N])
+{
+    static_assert((N & (N - 1)) == 0, "as many rows as rounds can halve");
+    UNROLL for (int round = 1; round < N; round *= 2) {
+        vec woven_rows[N];
+        UNROLL for (int i = 0; i < N / 2; ++i) {
+            woven_rows[2 * i] = woven<0>(rows[i], rows[i + N / 2]);
+            woven_rows[2 * i + 1] = woven<1>(rows[i], rows[i + N / 2]);
+        }
+        UNROLL for (int i = 0; i < N; ++i)
+            rows[i] = woven_rows[i];
+    }
+}
+
 // -- Rows of the image, and planes ------------------------------------------------------------------------------------
 
 /// The places along an axis of a plane where the image is.
@@ -98,9 +114,14 @@ struct ImageRows {
 struct PlaneRows {
     ImageRows* found = nullptr;
     int64_t count = 0;
+    real* block = nullptr;  // room for the planes of a block of channels
 
     PlaneRows() = default;
-    PlaneRows(const Windows& windows, Arena& arena) : found(arena.take<ImageRows>(MOST * windows.channel / windows.plane)) {}
+    PlaneRows(const Windows& windows, Arena& arena)
+        : found(arena.take<ImageRows>(MOST * windows.channel / windows.plane)),
+          block(arena.take<real>(CHANNEL_BLOCK > 1 ? windows.planes(1) : 0))
+    {
+    }
 
     /// Find them.
     void tell(const Windows& windows, const Strip& strip)
@@ -132,6 +153,18 @@ struct PlaneRows {
     const ImageRows* begin() const { return found; }
     const ImageRows* end() const { return found + count; }
 
+    /// The places of a plane that windows of the strip see, from the first row of the image to the end of the last one.
+    std::pair<int64_t, int64_t> image(const Windows& windows, int64_t plane) const
+    {
+        int64_t first = windows.plane, last = 0;
+        for (const ImageRows& each : *this)
+            if (each.plane == plane && each.inside > 0) {
+                first = least(first, each.at + each.before);
+                last = each.at + (each.rows - 1) * windows.pitch + each.before + each.inside;
+            }
+        return {first, least(last, windows.geometry.strip + windows.y.reach * windows.pitch + windows.x.reach)};
+    }
+
 private:
     /// In a plane: the end of a row, rows above the image, of it and below it, and the beginning of a row.
     static constexpr int64_t MOST = 5;
@@ -153,8 +186,8 @@ template <class From> inline void fill_row(real* to, const From* from, int64_t s
     copy(to, 1, from, stride, count);
 }
 
-/// Fill the planes of the channels from `first` on with image n; the zeros of `fill_outside` stay.
-inline void fill(real* planes, const Tensor& image, int64_t n, int64_t first, const Windows& windows, const PlaneRows& plane_rows,
+/// Fill the planes of the channels from `first` on with image n, one channel after the other; the zeros of `fill_outside` stay.
+inline void fill_planes(real* planes, const Tensor& image, int64_t n, int64_t first, const Windows& windows, const PlaneRows& plane_rows,
                  int64_t channels)
 {
     // Numbers of their own, so that the compiler need not think that a row was written over them.
@@ -180,6 +213,44 @@ inline void fill_outside(real* planes, const Windows& windows, const PlaneRows& 
                 clear(begin, rows.before);
                 clear(begin + rows.before + rows.inside, rows.all - rows.before - rows.inside);
             }
+}
+
+/// Move planes between two orders: one channel after the other, and vectors of CHANNEL_BLOCK channels at one place after the other.
+template <bool TO_BLOCK> inline void reorder(real* apart, real* block, const Windows& windows)
+{
+    for (int64_t place = 0; place < windows.channel; place += WIDTH)
+        for (int v = 0; v < CHANNEL_BLOCK / WIDTH; ++v) {
+            vec rows[WIDTH];
+            UNROLL for (int i = 0; i < WIDTH; ++i) {
+                real* of_channel = apart + (v * WIDTH + i) * windows.channel + place;
+                real* of_place = block + (place + i) * CHANNEL_BLOCK + v * WIDTH;
+                rows[i] = load(TO_BLOCK ? of_channel : of_place);
+            }
+            weave_rows(rows);
+            UNROLL for (int i = 0; i < WIDTH; ++i) {
+                real* of_channel = apart + (v * WIDTH + i) * windows.channel + place;
+                real* of_place = block + (place + i) * CHANNEL_BLOCK + v * WIDTH;
+                store(TO_BLOCK ? of_place : of_channel, rows[i]);
+            }
+        }
+}
+
+/// Fill planes as sweeps read them.  Where lanes are channels they lie in blocks: the last block ends with copies of the last
+/// channel, which give nothing that is not finite elsewhere.
+inline void fill(real* planes, const Tensor& image, int64_t n, int64_t first, const Windows& windows, const PlaneRows& plane_rows,
+                 int64_t channels)
+{
+    if constexpr (CHANNEL_BLOCK == 1)
+        fill_planes(planes, image, n, first, windows, plane_rows, channels);
+    else
+        for (int64_t c = 0; c < channels; c += CHANNEL_BLOCK, planes += CHANNEL_BLOCK * windows.channel) {
+            const int64_t count = least(CHANNEL_BLOCK, channels - c);
+            fill_outside(plane_rows.block, windows, plane_rows, count);
+            fill_planes(plane_rows.block, image, n, first + c, windows, plane_rows, count);
+            for (int64_t i = count * windows.channel; i < CHANNEL_BLOCK * windows.channel; ++i)
+                plane_rows.block[i] = plane_rows.block[i - windows.channel];
+            reorder<true>(plane_rows.block, planes, windows);
+        }
 }
 
 /// Planes of one channel that are 1 where the image is.
@@ -229,7 +300,7 @@ inline void weave(real* row, const real* planes, const Windows& windows, int64_t
 
 /// Add the planes of the channels from `first` on to image n of numbers as they are computed, or write them where they are
 /// `fresh`; `row` is room for the pixels of a row, where the stride is more than 1.
-inline void add_planes(const real* planes, real* row, const Tensor& image, int64_t n, int64_t first,
+inline void add_channels(const real* planes, real* row, const Tensor& image, int64_t n, int64_t first,
                        const Windows& windows, const PlaneRows& plane_rows, int64_t channels, Fresh fresh)
 {
     const int64_t *step = image.step, *stride = windows.geometry.stride;
@@ -260,6 +331,19 @@ inline void add_planes(const real* planes, real* row, const Tensor& image, int64
         }
 }
 
+/// The same for planes as sweeps read them.
+inline void add_planes(real* planes, real* row, const Tensor& image, int64_t n, int64_t first, const Windows& windows,
+                       const PlaneRows& plane_rows, int64_t channels, Fresh fresh)
+{
+    if constexpr (CHANNEL_BLOCK == 1)
+        add_channels(planes, row, image, n, first, windows, plane_rows, channels, fresh);
+    else
+        for (int64_t c = 0; c < channels; c += CHANNEL_BLOCK, planes += CHANNEL_BLOCK * windows.channel) {
+            reorder<false>(plane_rows.block, planes, windows);
+            add_channels(plane_rows.block, row, image, n, first + c, windows, plane_rows, least(CHANNEL_BLOCK, channels - c), fresh);
+        }
+}
+
 // -- Rows of windows, and what has one value per window ---------------------------------------------------------------
 
 /// Visit the rows of output pixels in a strip: visit(place in the strip, y, x, how many).
@@ -273,6 +357,26 @@ template <class Visit> inline void rows(const Strip& strip, const Windows& windo
         at += all;
     }
 }
+
+/// The rows of windows in a strip, for sweeps that visit one window at a time.
+struct WindowRows {
+    struct Row {
+        int begin, end;  // places in the strip
+    };
+    Row* found = nullptr;
+    int64_t count = 0;
+
+    WindowRows() = default;
+    WindowRows(const Windows& windows, Arena& arena) : found(arena.take<Row>(windows.geometry.strip / windows.pitch + 2)) {}
+
+    void tell(const Windows& windows, const Strip& strip)
+    {
+        count = 0;
+        rows(strip, windows, [&](int64_t at, int64_t, int64_t, int64_t in_row) { found[count++] = {int(at), int(at + in_row)}; });
+    }
+    const Row* begin() const { return found; }
+    const Row* end() const { return found + count; }
+};
 
 /// 0 at the places of a strip that are no windows, in each of some rows.
 template <class Value> inline void clear_gaps(Value* values, int64_t count, const Windows& windows, const Strip& strip)

@@ -82,26 +82,27 @@ inline real* computed(Layout layout, const Windows& windows, int64_t count, Aren
 
 // -- Pixels that look for the windows that see them ---------------------------------------------------------------------
 
-/// The taps that look into each plane, plane after plane: tap j for j from begin[plane] on, whose windows begin step[j]
-/// places before the pixel.
+/// The taps that look into each plane, plane after plane: those from begin[plane] on.
 struct Looks {
+    /// One of them: its windows begin `step` places before the pixel; a filter's weights for it are `weight` numbers behind the first.
+    struct Look {
+        int64_t tap, step, weight;
+    };
     int64_t planes;
-    int *begin, *tap, *step;
+    int64_t* begin;
+    Look* of;
 
     Looks(const Windows& windows, Arena& arena)
-        : planes(windows.channel / windows.plane),
-          begin(arena.take<int>(planes + 1)), tap(arena.take<int>(windows.taps)), step(arena.take<int>(windows.taps))
+        : planes(windows.channel / windows.plane), begin(arena.take<int64_t>(planes + 1)), of(arena.take<Look>(windows.taps))
     {
         if (!arena.fills)
             return;
-        int count = 0;
+        int64_t count = 0;
         for (int64_t plane = 0; plane < planes; ++plane) {
             begin[plane] = count;
             for (int64_t t = 0; t < windows.taps; ++t)
-                if (windows.plane_of(t) == plane) {
-                    tap[count] = int(t);
-                    step[count++] = int(windows.step_of(t));
-                }
+                if (windows.plane_of(t) == plane)
+                    of[count++] = {t, windows.step_of(t), t * CHANNEL_BLOCK};
         }
         begin[planes] = count;
     }
@@ -112,6 +113,9 @@ template <bool MASKED> SYMCONV_INLINE vec given(const integer* is_window, vec va
 {
     return MASKED ? where(load_int(is_window), value, splat(0)) : value;
 }
+
+/// The same for all lanes.
+template <bool MASKED> SYMCONV_INLINE vec given(bool is_window, vec value) { return MASKED && !is_window ? splat(0) : value; }
 
 /// Which places are windows; without a MASK all are taken for one.
 template <bool MASKED> SYMCONV_INLINE auto windows_at(const integer* is_window)
@@ -219,6 +223,41 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
         row(Size<1>{}, f);
 }
 
+/// Cut the pixels of the planes of all channels into tiles, where the lanes are channels: body(block, plane, first place).
+template <int PIXELS, class Body>
+inline void channel_tiles(const Windows& windows, const Looks& looks, const PlaneRows& plane_rows, int64_t channels, Body body)
+{
+    for (int64_t plane = 0; plane < looks.planes; ++plane) {
+        const auto [begin, end] = plane_rows.image(windows, plane);
+        for (int64_t block = 0; block < windows.blocks(channels); ++block)
+            for (int64_t p = begin; p < end; p += PIXELS)
+                body(block, plane, p);
+    }
+}
+
+/// Cut weights into tiles, where the lanes are channels: body(filters of the tile, taps of the tile, first filter, first tap,
+/// block), and found(first filter, filters) when all taps and channels of some filters are there.
+template <int FILTERS, int TAPS, class Body, class Found>
+inline void channel_bank_tiles(const Windows& windows, int64_t filters, int64_t channels, Body body, Found found)
+{
+    const auto all_taps = [&](auto height, int64_t f) {
+        for (int64_t block = 0; block < windows.blocks(channels); ++block) {
+            int64_t t = 0;
+            for (; t + TAPS <= windows.taps; t += TAPS)
+                body(height, Size<TAPS>{}, f, t, block);
+            for (; t < windows.taps; ++t)
+                body(height, Size<1>{}, f, t, block);
+        }
+        found(f, height.value);
+    };
+    int64_t f = 0;
+    if constexpr (FILTERS > 1)
+        for (; f + FILTERS <= filters; f += FILTERS)
+            all_taps(Size<FILTERS>{}, f);
+    for (; f < filters; ++f)
+        all_taps(Size<1>{}, f);
+}
+
 /// Filters whose values are held together where the gradients of weights sum several strips.
 constexpr int64_t JOINT_FILTERS = 16;
 
@@ -277,6 +316,26 @@ struct BankSink {
         for (int64_t k = 0; k < count; ++k)
             if (elements->places[k] >= 0)
                 total[f * elements->filter + elements->places[k]] += sums[k];
+    }
+
+    /// What the windows of a strip have found for a filter, tap after tap with all channels at each.
+    void add_in_blocks(int64_t f, const real* found, int64_t channels, int64_t taps, const Windows& windows) const
+    {
+        const int64_t row = windows.blocks(channels) * CHANNEL_BLOCK;
+        real* const first = total + f * elements->filter;
+        if (taps == 1)
+            return add_row(first, 1, found, channels);
+        for (int64_t c = 0; c < channels; c += WIDTH)
+            for (int64_t t = 0; t < taps; t += WIDTH) {
+                const First together{least(taps - t, WIDTH)};
+                vec rows[WIDTH];
+                UNROLL for (int i = 0; i < WIDTH; ++i)
+                    rows[i] = i < together.count ? load(found + (t + i) * row + c) : splat(0);
+                weave_rows(rows);
+                UNROLL for (int i = 0; i < WIDTH; ++i)
+                    if (real* to = first + (c + i) * taps + t; c + i < channels)
+                        together.store(to, together.load(to) + rows[i]);
+            }
     }
 
     template <int F, int K> void add_found(int64_t f, int64_t k, const real (&found)[F][K]) const

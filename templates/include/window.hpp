@@ -31,6 +31,16 @@ struct Geometry {
     int64_t threads;      // of a CPU that share the work
 };
 
+/// Vectors of channels that lie side by side where the lanes of vectors are channels, and not windows; and their numbers.
+constexpr int CHANNEL_VECTORS = 2;
+#ifdef SYMCONV_BY_CHANNELS
+constexpr int CHANNEL_BLOCK = CHANNEL_VECTORS * WIDTH;
+/// Places behind those of an image that its last tile of pixels may reach.
+constexpr int SPARE_PLACES = IMAGE_ROW - 1;
+#else
+constexpr int CHANNEL_BLOCK = 1, SPARE_PLACES = 0;
+#endif
+
 /// A tensor: where it is, and the distances of its elements along n, channel, tap, z, y, x.
 struct Tensor {
     void* data;
@@ -100,7 +110,7 @@ struct Windows {
         pitch = geometry.pitch;
         length = (size[1] - 1) * pitch + size[2];
         strips = size[0] * line();
-        plane = (geometry.strip + y.reach * pitch + x.reach + WIDTH - 1) / WIDTH * WIDTH;
+        plane = (geometry.strip + y.reach * pitch + x.reach + SPARE_PLACES + WIDTH - 1) / WIDTH * WIDTH;
         channel = kernel[0] * y.residues * x.residues * plane;
         shift = arena.take<int>(taps);
         each(arena.fills ? taps : 0, [&](int64_t t) {
@@ -141,27 +151,30 @@ struct Windows {
         return (at[axis] - (kernel[axis] - 1) / 2) * geometry.dilation[axis];
     }
 
-    /// From the values of the windows of a strip to those for the next filter, channel or tap: a strip and its margins.
-    int64_t row_length() const { return geometry.strip + 2 * geometry.margin; }
+    /// From the values of the windows of a strip to those for the next filter, channel or tap: a strip and a margin.
+    int64_t row_length() const { return geometry.strip + geometry.margin; }
 
     // How many floats the planes of an image take: those of its channels, and one full of zeros for taps that are not; more
     // than a vector of them, for what reads and writes whole vectors.
-    int64_t planes(int64_t channels) const { return channels * channel + nowhere(); }
+    int64_t planes(int64_t channels) const { return blocks(channels) * CHANNEL_BLOCK * channel + nowhere(); }
+    int64_t blocks(int64_t channels) const { return ceil_div(channels, CHANNEL_BLOCK); }
+    /// Where the weights of a filter for a block of channels are, as `ByChannels` packs them.
+    int64_t weights(int64_t block, int64_t f) const { return (block * geometry.filters + f) * taps * CHANNEL_BLOCK; }
     int64_t nowhere() const { return (geometry.strip + WIDTH) / WIDTH * WIDTH; }
 };
 
 /// Zeros in rows of values, and around them.
 template <class T> inline void clear_values(T* values, int64_t rows, const Windows& windows)
 {
-    T* begin = values - windows.geometry.margin;
-    each(rows * windows.row_length(), [&](int64_t i) { begin[i] = 0; });
+    const int64_t margin = windows.geometry.margin;
+    each(rows * windows.row_length() + margin, [&](int64_t i) { values[i - margin] = 0; });
 }
 
-/// Room for rows of values, one for each window of a strip.  Each row lies between two margins full of zeros, where pixels
-/// look for windows beyond the strip; what is returned is where the first window of the first row is.
+/// Room for rows of values, one for each window of a strip.  Before each row and behind the last one is a margin full of zeros,
+/// where pixels look for windows beyond the strip; what is returned is where the first window of the first row is.
 template <class T> inline T* take_values(const Windows& windows, int64_t rows, Arena& arena)
 {
-    T* values = arena.take<T>(rows * windows.row_length());
+    T* values = arena.take<T>(rows * windows.row_length() + windows.geometry.margin);
     if (!values || windows.geometry.margin == 0)
         return values;
     values += windows.geometry.margin;

@@ -1,0 +1,200 @@
+"""Backward passes of the C++ backend whose vectors run along channels, beside those of the torch backend."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import sampled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import symconv as sc
+from symconv.backends import backends, cpp, cpp_plan
+from symconv.backends.cpp_plan import CppPlan
+
+pytestmark = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
+
+#: Formulas whose gradients can be computed so.
+FORMULAS = {
+    "adder": "-sum(abs(x - w))",
+    "sum": "sum(w*x) + b",
+    "far": "sum(sin(x*w))",
+    "lifted": "p: param\np*sum(tanh(x)*w/(1 + x**2))",
+    "window values": "sum(x*w)/norm(x - w)",
+    "two inputs": "g: input\nv: weight\nsum(w*g*tanh(x) + abs(x - v))",
+    "kept": "prod(1 + x*w/9)",
+    "bank": "v: weight[2]\nsum(v[0]*x + exp(v[1]*x/9))",
+    "field": "q: field[o]\nsum(detach(q)*w*x)",
+    "choices": "sum(where(x > w, x*w, x - w)) + sign(mean(x))",
+    "pool": "logsumexp(x)",
+}
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> list[CppPlan]:
+    """The plans of backward passes, in the order of the calls."""
+    found: list[CppPlan] = []
+    plan_of = cpp.CppKernel._plan
+
+    def spied(kernel: cpp.CppKernel, direction: str, *others: Any) -> Any:
+        plan = plan_of(kernel, direction, *others)
+        if direction == "backward":
+            found.append(plan)
+        return plan
+
+    monkeypatch.setattr(cpp.CppKernel, "_plan", spied)
+    return found
+
+
+def gradients(formula: str, x: Tensor, filters: int, kernel_size: Any, **options: Any) -> list[list[Tensor]]:
+    """The gradients of everything, from the torch backend and from the C++ backend."""
+    kind = {3: sc.Conv1d, 4: sc.Conv2d, 5: sc.Conv3d}[x.ndim]
+    layers = [
+        kind(formula, x.shape[1], filters, kernel_size, backend=each, dtype=x.dtype, **options)
+        for each in ("torch", "cpp")
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    found = []
+    for layer in layers:
+        image = x.clone().requires_grad_()
+        others = {"g": (x.flip(-1) / 2).requires_grad_()} if "g: " in formula else {}
+        if "q: " in formula:
+            others["q"] = torch.ones_like(kind("sum(x*w)", x.shape[1], filters, kernel_size, **options)(x.float())).to(
+                x.dtype
+            )
+            others["q"] *= torch.linspace(-1, 1, filters).view(-1, *[1] * (x.ndim - 2)).to(x.dtype)
+        y = layer(image, **others)
+        leaves = [image, *(each for each in others.values() if each.requires_grad), *layer.parameters()]
+        found.append([*torch.autograd.grad(y, leaves, torch.linspace(-1, 1, y.numel()).view_as(y).to(y.dtype))])
+    return found
+
+
+@pytest.mark.parametrize("name", sampled(FORMULAS, 6))
+def test_gradients_of_any_geometry(name: str, plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels that do not fill the last block, strips shorter than an image, more taps than a vector has lanes."""
+    torch.manual_seed(0)
+    for cache, shape, filters, kernel_size, options in (
+        (512, (2, 32, 14, 13), 9, 3, {"padding": 1}),
+        (24, (2, 30, 21, 17), 6, 3, {"padding": 1}),
+        (512, (1, 60, 9, 12), 10, (3, 2), {"padding": (1, 0), "stride": (2, 3), "groups": 2}),
+        (512, (2, 32, 90), 5, 20, {"dilation": 2, "stride": 2, "padding": 3}),
+        (64, (1, 32, 5, 6, 7), 4, (2, 3, 2), {"padding": 1, "stride": (1, 1, 2)}),
+        (512, (3, 47, 4, 3), 7, 1, {}),
+    ):
+        monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, cache * 1024))
+        x = torch.randn(shape, dtype=torch.float64)
+        if name == "far":
+            x.view(-1)[::101] *= 1e6
+        for mine, other in zip(*gradients(FORMULAS[name], x, filters, kernel_size, padding_mode="constant", **options)):
+            torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-8)
+    assert len(plans) == 6
+    assert all(plan.by_channels for plan in plans)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("formula", ["-sum(abs(x - w))", "sum(sin(x*w))"])
+def test_gradients_of_any_dtype(formula: str, dtype: torch.dtype, plans: list[CppPlan]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 32, 9, 8)
+    x[0, 0, 0, 0], x[1, 7, 5, 5] = (1e7, 3e5) if dtype != torch.float16 else (3e4, 6e4)
+    near = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    for mine, other in zip(*gradients(formula, x.to(dtype), 9, 3, padding=1)):
+        torch.testing.assert_close(mine, other, rtol=near, atol=near * 10)
+    assert plans[0].by_channels
+
+
+GEOMETRIES = st.fixed_dictionaries(
+    {
+        "batch": st.integers(0, 3),
+        "channels": st.sampled_from([26, 32, 45, 64]),
+        "filters": st.integers(4, 11),
+        "groups": st.sampled_from([1, 1, 2]),
+        "size": st.tuples(st.integers(1, 9), st.integers(1, 20)),
+        "kernel_size": st.tuples(st.integers(1, 4), st.integers(1, 4)),
+        "stride": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+        "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+        "layout": st.sampled_from(["contiguous", "channels last", "every other", "expanded"]),
+        "threads": st.integers(1, 3),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(geometry=GEOMETRIES)
+def test_gradients_of_a_random_geometry(geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches without images, images in any layout, gradients that are expanded."""
+    batch, channels, groups, layout = (geometry[name] for name in ("batch", "channels", "groups", "layout"))
+    windows = {name: geometry[name] for name in ("stride", "padding", "dilation")} | {"groups": groups}
+    extent = [(k - 1) * d + 1 for k, d in zip(geometry["kernel_size"], geometry["dilation"])]
+    size = [max(s, e - 2 * p) for s, e, p in zip(geometry["size"], extent, geometry["padding"])]
+    x = torch.randn(batch, channels * groups, size[0], size[1] * 2, dtype=torch.float64)[..., ::2]
+    x = {
+        "contiguous": x.contiguous(),
+        "channels last": x.contiguous(memory_format=torch.channels_last),
+        "every other": x,
+        "expanded": x[:, :1].expand_as(x),
+    }[layout]
+    w = torch.randn(geometry["filters"] * groups, channels, *geometry["kernel_size"], dtype=torch.float64)
+    monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_: geometry["threads"])
+    found = []
+    for backend in ("torch", "cpp"):
+        image, weight = x.detach().requires_grad_(), w.clone().requires_grad_()
+        y = sc.conv2d("sum(x*w + abs(x - w))", image, weight, backend=backend, **windows)
+        upstream = torch.tensor(0.5, dtype=y.dtype).expand_as(y) if layout == "expanded" else y.detach().cos()
+        found.append(torch.autograd.grad(y, (image, weight), upstream))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("formula", ["sum(x*w)", "sum(sqrt(x - w))", "sum(w/x)", "sum(x*w)/norm(x - w)"])
+def test_what_is_not_finite_stays_where_it_is(formula: str, value: float, plans: list[CppPlan]) -> None:
+    """Pixels and weights, in windows and behind the ends of rows, and slopes at the zeros around the image."""
+    x, w = torch.randn(2, 32, 6, 9, dtype=torch.float64), torch.randn(6, 32, 3, 3, dtype=torch.float64)
+    x[0, 3, 2, 8] = x[1, 0, 5, 0] = w[2, 5, 0, 1] = value
+    found = []
+    for backend in ("torch", "cpp"):
+        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+        y = sc.conv2d(formula, *leaves, padding=(1, 0), backend=backend)
+        found.append(torch.autograd.grad(y, leaves, torch.ones_like(y).cumsum(-1)))
+    assert plans[0].by_channels
+    assert formula != "sum(x*w)" or all(each.isfinite().any() for each in found[0])
+    torch.testing.assert_close(*found, equal_nan=True, rtol=1e-9, atol=1e-9)
+
+
+def test_the_same_bits_again_and_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = torch.randn(3, 40, 11, 9), torch.randn(24, 40, 3, 3)
+    found = []
+    for threads in (1, 1, 2, 3):
+        monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_, threads=threads: threads)
+        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+        y = sc.conv2d("-sum(abs(x - w))", *leaves, padding=1, backend="cpp")
+        found.append(torch.autograd.grad(y, leaves, y.detach().sin()))
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@pytest.mark.parametrize(
+    ("formula", "channels", "filters", "options"),
+    [
+        ("sum(x*w*exp(-dx**2))", 32, 8, {}),  # a number for each tap
+        ("p: param[c]\nsum(p*x*w)", 32, 8, {}),
+        ("sum(w*x[c, 0])", 32, 8, {}),
+        ("sum(x*w)", 33, 8, {}),  # of 64 lanes or 48
+        ("sum(x*w)", 32, 3, {}),
+        ("sum(x*w)", 32, 32, {"groups": 32}),
+        ("sum(x*w)", 32, 8, {"padding_mode": "ignore"}),
+    ],
+)
+def test_lanes_stay_windows(
+    formula: str, channels: int, filters: int, options: dict[str, Any], plans: list[CppPlan]
+) -> None:
+    x = torch.randn(1, channels, 7, 6, dtype=torch.float64)
+    for mine, other in zip(*gradients(formula, x, filters, 3, padding=1, **options)):
+        torch.testing.assert_close(mine, other)
+    assert not plans[0].by_channels
