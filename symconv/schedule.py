@@ -110,20 +110,21 @@ class Sweep:
 
     @property
     def by_channels(self) -> bool:
-        """Whether the lanes of vectors can be channels: taps read and give numbers that each channel has, or none.
+        """Whether all channels and taps are alike: each reads and gives numbers of its own, or what all share.
 
-        What the sum of a gradient is multiplied by belongs to the pixel or weight alone.
+        What the sum of a gradient is multiplied by belongs to the pixel or weight alone.  The lanes of vectors can be
+        channels then.
         """
         factors = zip(self.gradients, self.factors or itertools.repeat(None))
         return (
             self.where == Domain("ct")
             and bool(self.gradients)
             and not self.positions
-            and all(map(has_each_channel, self.gradients))
-            and all(map(has_each_channel_or_none, self.taps.arguments))
+            and all(map(varies_by_channel, self.gradients))
+            and all(varies_by_channel(each) or is_of_window(each) for each in self.taps.arguments)
             and all(
                 isinstance(each, Operand | Lifted)
-                and has_each_channel_or_none(each)
+                and (varies_by_channel(each) or is_of_window(each))
                 and is_of_input(each) in (None, is_of_input(place))
                 for place, factor in factors
                 if factor is not None
@@ -150,22 +151,20 @@ class Sweep:
         return tuple(sorted({test.args[0] for test in found}, key=str))
 
 
-def has_each_channel(symbol: sp.Symbol) -> bool:
-    """Whether a symbol is a number for each channel and tap, or pixel, read under the tap."""
+def varies_by_channel(symbol: sp.Symbol) -> bool:
+    """Whether a symbol is a number of its own for each channel and tap, a pixel or a weight, read under the tap."""
     place = symbol.pixel or symbol if isinstance(symbol, Lifted) else symbol
     if isinstance(place, Operand) and not place.is_at_tap:
         return False
     return bool(is_of_input(symbol)) or (isinstance(place, Operand | Lifted) and set(place.axes) == set("oct"))
 
 
-def has_each_channel_or_none(symbol: sp.Symbol) -> bool:
-    """The same, or whether it is one number for all channels and taps of a window."""
-    if isinstance(symbol, TapPosition):
-        return False
-    if isinstance(symbol, Operand) and (symbol.role in ("offset", "index") or not symbol.is_at_tap):
+def is_of_window(symbol: sp.Symbol) -> bool:
+    """Whether a symbol is one number for all channels and taps of a window."""
+    if isinstance(symbol, TapPosition) or (isinstance(symbol, Operand) and not symbol.is_at_tap):
         return False
     axes = symbol.axes if isinstance(symbol, Operand | Lifted) else domain(labels_of(symbol)).axes
-    return has_each_channel(symbol) or not {"c", "t"} & {*axes}
+    return not {"c", "t"} & {*axes} and not is_of_input(symbol) and getattr(symbol, "role", "") != "index"
 
 
 def is_of_input(symbol: sp.Symbol) -> bool | None:
@@ -222,7 +221,8 @@ class Schedule:
         return (
             len(over_taps) == 1
             and over_taps[0].by_channels
-            and all(has_each_channel_or_none(each) and not has_each_channel(each) for each in read)
+            and all(map(is_of_window, read))
+            and not any(map(is_of_input, self.window_gradients))
         )
 
     @property

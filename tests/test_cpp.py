@@ -30,7 +30,7 @@ from symconv.backends.cpp_plan import CppPlan, plan_of, tiles_of
 from symconv.backends.native import ShapeError
 from symconv.backends.native_facts import Facts, facts_of
 from symconv.backends.native_plan import Tiles
-from symconv.build.toolchain import find_toolchain
+from symconv.build.toolchain import NO_SCHEDULING, SCHEDULING, find_toolchain
 from symconv.errors import CompilationError, SymconvWarning
 from symconv.functions import BY_CLASS, FUNCTIONS
 from symconv.geometry import Geometry
@@ -71,41 +71,58 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
     kernel = sc.Kernel(KERNELS[name], name=name)
     (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
     toolchain = find_toolchain()
-    tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes).options()
-    width = f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}"
-    for direction in ("FORWARD", "BACKWARD"):
-        strict = ["-Wall", "-Wextra", "-Werror", width, f"-DSYMCONV_{direction}", *tiles, *options]
+    facts, width = (
+        facts_of(kernel, lower(kernel.formula, lift=True)),
+        f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
+    )
+    passes = [["FORWARD"], ["BACKWARD"]]
+    if facts.by_channels and "-DSYMCONV_IGNORE" not in options:
+        passes.append(["BACKWARD", "BY_CHANNELS"])
+    for names in passes:
+        tiles = tiles_of(facts, toolchain.vector_bytes, "BY_CHANNELS" in names).options()
+        strict = ["-Wall", "-Wextra", "-Werror", width, *map("-DSYMCONV_{}".format, names), *tiles, *options]
         toolchain.compile(tmp_path / "kernel.cpp", tmp_path / "kernel.so", strict, [template_directory() / "include"])
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the assembly of x86")
-@pytest.mark.parametrize("part", ["forward_1", "gradient_images", "gradient_banks"])
-def test_the_innermost_loop_loads_each_number_once(part: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "lanes"),
+    [
+        *(("forward_1", "windows"), ("gradient_images", "windows"), ("gradient_banks", "windows")),
+        *(("gradient_pixels", "channels"), ("gradient_banks", "channels")),
+    ],
+)
+def test_the_innermost_loop_loads_each_number_once(part: str, lanes: str, tmp_path: Path) -> None:
     """A load per fused product would take twice the time."""
     toolchain, kernel = find_toolchain(), sc.Kernel("sum(w*x)")
     if "clang" in toolchain.version:
         pytest.skip("reads what GCC writes")
-    tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes)
+    by_channels, facts = lanes == "channels", facts_of(kernel, lower(kernel.formula, lift=True))
+    tiles = tiles_of(facts, toolchain.vector_bytes, by_channels)
     (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
     flags = [flag for flag in toolchain.flags if not flag.startswith("-Wl,")]
     options = [f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}", f"-I{template_directory() / 'include'}", "-S"]
+    options += ["-DSYMCONV_BY_CHANNELS"] * by_channels + [NO_SCHEDULING] * (SCHEDULING in flags)
     direction = "FORWARD" if part == "forward_1" else "BACKWARD"
     command = [*flags, *tiles.options(), *options, f"-DSYMCONV_{direction}", "-o", "kernel.s", "kernel.cpp"]
     subprocess.run([*shlex.split(toolchain.compiler), *command], cwd=tmp_path, check=True)
     down, across = {
         "forward_1": (tiles.filters, tiles.vectors),
         "gradient_images": (tiles.image_taps, tiles.backward_vectors),
-        "gradient_banks": (tiles.bank_filters, tiles.bank_taps),
+        "gradient_pixels": (tiles.image_row, cpp_plan.CHANNEL_VECTORS),
+        "gradient_banks": (tiles.bank_filters, tiles.bank_taps * (cpp_plan.CHANNEL_VECTORS if by_channels else 1)),
     }[part]
     assembly = (tmp_path / "kernel.s").read_text()
-    function = re.search(rf"^_Z\w*{part}ILi{down}ELi{across}E.*?\.cfi_endproc", assembly, re.DOTALL | re.MULTILINE)
+    second = "Lb0" if part == "gradient_pixels" else f"Li{tiles.bank_taps if part == 'gradient_banks' else across}"
+    function = re.search(rf"^_Z\w*{part}ILi{down}E{second}E.*?\.cfi_endproc", assembly, re.DOTALL | re.MULTILINE)
     assert function is not None
     loops = re.findall(r"^(\.L\d+):\n((?:\t.*\n)*?)\tj\w+\t\1$", function[0], re.MULTILINE)
     innermost = max((body for _, body in loops), key=lambda body: body.count("\tvfmadd"))
     loads = re.findall(r"^\t(?!lea)\w+\t.*\(%r.*$", innermost, re.MULTILINE)
     assert innermost.count("\tvfmadd") == down * across
     spilled = 0 if toolchain.vector_bytes == 64 else 3  # AVX2 has half as many registers
-    assert len(loads) <= down + across + 1 + spilled  # the place, or which windows there are
+    tables = 2 if part == "gradient_pixels" else 1  # the tap and its weights; the place, or which windows there are
+    assert len(loads) <= down + across + tables + spilled
 
 
 def test_every_function_of_the_language_has_its_twin_in_the_header() -> None:
@@ -133,14 +150,33 @@ def test_words_of_cpp_are_names_like_others() -> None:
 
 
 def test_tiles_shrink_with_what_is_accumulated() -> None:
-    def tiles(text: str, vector_bytes: int = 64) -> Tiles:
+    def tiles(text: str, vector_bytes: int = 64, by_channels: bool = False) -> Tiles:
         kernel = sc.Kernel(text)
-        return tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), vector_bytes)
+        return tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), vector_bytes, by_channels)
 
     assert tiles("sum(w*x)").filters > tiles("max(x + w)").filters >= tiles("var(x + w)").filters
     assert tiles("sum(w*x)", 32).filters < tiles("sum(w*x)").filters
     assert tiles("sum(x*softmax(x))").filters == 1
     assert "filters=" in repr(tiles("sum(w*x)"))
+    of_channels = [
+        tiles(text, size, True) for text in ("sum(w*x)", "sum(exp(w*x))", "sum(tan(w*x))") for size in (64, 32)
+    ]
+    assert [each.image_row for each in of_channels] == [14, 6, 7, 3, 7, 3]
+    assert [(each.bank_filters, each.bank_taps) for each in of_channels] == [
+        (4, 3),
+        (2, 3),
+        (2, 3),
+        (1, 3),
+        (2, 3),
+        (1, 3),
+    ]
+
+
+@pytest.mark.parametrize("name", ["CHANNEL_VECTORS", "JOINT_FILTERS"])
+def test_what_plans_and_headers_agree_on(name: str) -> None:
+    found = re.search(rf"\b{name} = (\d+);", static_header("strip.hpp") + static_header("window.hpp"))
+    assert found is not None
+    assert int(found[1]) == getattr(cpp_plan, name)
 
 
 @pytest.mark.parametrize(("size", "filters"), [(40, 5), (9, 701)])  # many strips; weights that all threads pack
@@ -322,12 +358,14 @@ for formula in (
 ):
     for options in (
         {},
+        dict(channels=32),  # which fill vectors
         dict(padding=2, dilation=2, stride=2),
         dict(padding=1, padding_mode="ignore", groups=2),
         dict(padding=(0, 3), stride=(1, 2), groups=4),
     ):
-        x = torch.randn(2, 4, 9, 38, requires_grad=True)
-        w = torch.randn(4, 4 // options.get("groups", 1), 3, 2, requires_grad=True)
+        channels, options = options.get("channels", 4), {k: v for k, v in options.items() if k != "channels"}
+        x = torch.randn(2, channels, 9, 38, requires_grad=True)
+        w = torch.randn(4, channels // options.get("groups", 1), 3, 2, requires_grad=True)
         given = {"b": torch.randn(4)} if "+ b" in formula else {}
         weight = w if "w" in formula else None
         shape = {} if weight is not None else dict(kernel_size=(3, 2), out_channels=4)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import sampled
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -125,10 +125,20 @@ GEOMETRIES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(geometry=GEOMETRIES)
-def test_gradients_of_a_random_geometry(geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_a_random_geometry(plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches without images, images in any layout, gradients that are expanded."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(geometry=GEOMETRIES)
+    def check(geometry: dict[str, Any]) -> None:
+        compare_random(geometry, monkeypatch)
+
+    check()
+    assert sum(plan.by_channels for plan in plans) > len(plans) / 2
+
+
+def compare_random(geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients of both backends for one of `GEOMETRIES`."""
     batch, channels, groups, layout = (geometry[name] for name in ("batch", "channels", "groups", "layout"))
     windows = {name: geometry[name] for name in ("stride", "padding", "dilation")} | {"groups": groups}
     extent = [(k - 1) * d + 1 for k, d in zip(geometry["kernel_size"], geometry["dilation"])]
@@ -151,6 +161,43 @@ def test_gradients_of_a_random_geometry(geometry: dict[str, Any], monkeypatch: p
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("needed", ["x", "w", "xw"])
+def test_one_image_of_many_strips(needed: str, plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of strips in two colours, after a call that wants other gradients: memory for them is counted once."""
+    monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, 16 * 1024))
+    monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_: 3)
+    x, w = torch.randn(1, 32, 60, 9, dtype=torch.float64), torch.randn(5, 32, 3, 3, dtype=torch.float64)
+    for wanted in ("x", "w") if needed == "xw" else ("xw", needed):
+        found = []
+        for backend in ("torch", "cpp"):
+            given = {"x": x.clone().requires_grad_("x" in wanted), "w": w.clone().requires_grad_("w" in wanted)}
+            y = sc.conv2d("sum(sqrt((x - w)**2 + 1))", *given.values(), padding=1, backend=backend)
+            found.append(torch.autograd.grad(y.sin().sum(), [each for name, each in given.items() if name in wanted]))
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    assert plans[-1].by_channels
+    assert plans[-1].geometry.contents.size[1] * 10 > 5 * plans[-1].strip
+
+
+@pytest.mark.parametrize("formula", ["sum(w*sqrt(x))", "sum(w*log(x))", "g: input\nsum(w*sqrt(x)*sqrt(g))"])
+@pytest.mark.parametrize(("size", "options"), [((6, 6), {"stride": 2}), ((29, 40), {"padding": 1})])
+def test_an_infinite_slope_of_a_pixel_that_no_window_sees(
+    formula: str, size: tuple[int, int], options: dict[str, Any], plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the last window, and in planes of a strip where only another strip's windows see it."""
+    monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, 64 * 1024))
+    x, w = torch.rand(2, 32, *size, dtype=torch.float64), torch.rand(8, 32, 3, 3, dtype=torch.float64)
+    x[..., 5, :] = x[..., 5] = 0
+    found = []
+    for backend in ("torch", "cpp"):
+        image = x.clone().requires_grad_()
+        others = {"g": torch.rand_like(x, generator=torch.manual_seed(0)).requires_grad_()} if "g: " in formula else {}
+        y = sc.conv2d(formula, image, w, **others, padding_mode="constant", **options, backend=backend)
+        found.append(torch.autograd.grad(y, [image, *others.values()], torch.ones_like(y)))
+    assert plans[0].by_channels
+    torch.testing.assert_close(*found, equal_nan=True, rtol=1e-9, atol=1e-9)
+    assert (found[0][0] == 0).any() == ("stride" in options)
+
+
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 @pytest.mark.parametrize("formula", ["sum(x*w)", "sum(sqrt(x - w))", "sum(w/x)", "sum(x*w)/norm(x - w)"])
 def test_what_is_not_finite_stays_where_it_is(formula: str, value: float, plans: list[CppPlan]) -> None:
@@ -167,14 +214,17 @@ def test_what_is_not_finite_stays_where_it_is(formula: str, value: float, plans:
     torch.testing.assert_close(*found, equal_nan=True, rtol=1e-9, atol=1e-9)
 
 
-def test_the_same_bits_again_and_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, w = torch.randn(3, 40, 11, 9), torch.randn(24, 40, 3, 3)
+def test_the_same_bits_again_and_for_any_number_of_threads(
+    plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, w = torch.randn(3, 32, 11, 9), torch.randn(24, 32, 3, 3)
     found = []
     for threads in (1, 1, 2, 3):
         monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_, threads=threads: threads)
         leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
         y = sc.conv2d("-sum(abs(x - w))", *leaves, padding=1, backend="cpp")
         found.append(torch.autograd.grad(y, leaves, y.detach().sin()))
+    assert {(plan.by_channels, plan.by_filters, plan.more_strips) for plan in plans} == {(True, True, 2)}
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 
@@ -185,7 +235,10 @@ def test_the_same_bits_again_and_for_any_number_of_threads(monkeypatch: pytest.M
         ("sum(x*w*exp(-dx**2))", 32, 8, {}),  # a number for each tap
         ("p: param[c]\nsum(p*x*w)", 32, 8, {}),
         ("sum(w*x[c, 0])", 32, 8, {}),
-        ("sum(x*w)", 33, 8, {}),  # of 64 lanes or 48
+        ("sum(x*w)", 17, 8, {}),  # of 24 lanes or 32
+        ("p: param[o, c]\nsum(p*x*w)", 32, 8, {}),
+        ("sum(x*w) + x[o, 0]", 32, 32, {}),
+        ("sum(o*x*w)", 32, 8, {}),
         ("sum(x*w)", 32, 3, {}),
         ("sum(x*w)", 32, 32, {"groups": 32}),
         ("sum(x*w)", 32, 8, {"padding_mode": "ignore"}),

@@ -42,22 +42,16 @@ def tiles_of(facts: Facts, vector_bytes: int, by_channels: bool = False) -> Tile
     back = room if not heavy else registers // (4 if heavy == 1 else 8)
     bank = power_below(max(back // max(facts.weight_sums, 1), 1))
     bank_filters = power_below(math.isqrt(2 * bank)) if facts.per_filter else 1
-    if by_channels:
-        sums = (28 if registers == 32 else 12) // CHANNEL_VECTORS // (1 if not heavy else 2 if heavy == 1 else 4)
-        pixels, weights = (max(sums // max(each, 1), 1) for each in (facts.image_sums, facts.weight_sums))
-        joint = min(3, weights)
-        return Tiles(filters, vectors, row, 2, 1, pixels, max(weights // joint, 1), joint)
+    bank_taps = min(bank // bank_filters, 4)
     taps, places = ((back if heavy else light) // (4 * max(facts.image_sums, 1)) for light in (registers, 16))
-    return Tiles(
-        filters,
-        vectors,
-        row,
-        2,
-        power_below(taps),
-        2 * power_below(places),
-        bank_filters,
-        min(bank // bank_filters, 4),
-    )
+    image_row = 2 * power_below(places)
+    if by_channels:
+        # Registers without those of a tap's own numbers: sums of pixels, and of filters at taps that lie side by side.
+        sums = (28 if registers == 32 else 12) // CHANNEL_VECTORS // (1 if not heavy else 2 if heavy == 1 else 4)
+        image_row, bank = (max(sums // max(each, 1), 1) for each in (facts.image_sums, facts.weight_sums))
+        bank_taps = min(bank, 3)
+        bank_filters = power_below(bank // bank_taps)
+    return Tiles(filters, vectors, row, 2, power_below(taps), image_row, bank_filters, bank_taps)
 
 
 @functools.cache
@@ -81,12 +75,14 @@ MANY_TAPS = 64
 MANY_FILTERS = 16
 #: Gradients of weights sum about so many windows before the lanes of their vectors are added, if strips are shorter.
 MANY_WINDOWS = 768
-#: They hold the values of so many filters together then, see `strip.hpp`.
+#: They hold the values of so many filters together where threads share out filters, see `strip.hpp`.
 JOINT_FILTERS = 16
 #: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
 MOST_PLACES = 2**31
-#: Channels fill the lanes of vectors, if they are not more than so many times as many.
+#: Channels fill vectors if whole blocks of them have at most so many times as many.
 MOST_PADDING = 1.25
+#: For fewer windows of an image most vectors of them are not full.
+FEW_WINDOWS = 100
 #: So many bytes of scratch memory each thread may have, however small a call is.
 LEAST_SCRATCH = 64 * 1024
 #: So many bytes of scratch memory a plan keeps between calls.
@@ -196,7 +192,8 @@ def lanes_are_channels(facts: Facts, vector_bytes: int, tensors: Sequence[torch.
     """Whether the lanes of vectors of a backward pass had better be channels than windows.
 
     So none is idle at the ends of rows of windows, and the gradients of weights need no sum of lanes.  Channels must
-    fill the vectors, and windows not reach so far that margins of zeros around them were most of the work.
+    fill the vectors, and windows not reach so far that margins of zeros around them were most of the work.  Where registers
+    are few a tile of channels loads more for each product; it pays where taps do more than that, or windows are few.
     """
     if not facts.by_channels or geometry.ignores_padding:
         return False
@@ -208,6 +205,7 @@ def lanes_are_channels(facts: Facts, vector_bytes: int, tensors: Sequence[torch.
         and -(-channels // block) * block <= MOST_PADDING * channels
         and geometry.out_channels // geometry.groups >= FEW_FILTERS
         and line.halo <= line.length
+        and (vector_bytes == 64 or facts.backward.cost > 2 or line.length < FEW_WINDOWS)
     )
 
 
@@ -332,7 +330,7 @@ class _Layer:
         return self.backward and 0 < self.facts.positions * MANY_TAPS <= self.channels[0] * self.taps
 
     def margin(self, strip: int) -> int:
-        """The places around a strip where pixels look for windows, 0 if they do not sum their gradients.
+        """The places before and behind a strip where pixels look for windows, 0 if they do not sum their gradients.
 
         As far as windows reach, and a tile of pixels.
         """
@@ -343,7 +341,7 @@ class _Layer:
             return 0
         tile = (self.tiles.image_row + 1) * self.width
         margin = -(-(self.line.halo + tile) // self.width) * self.width
-        return margin if self.per_filter * self.filters * 2 * margin <= cache_bytes() // 8 else 0
+        return margin if self.per_filter * self.filters * margin <= cache_bytes() // 8 else 0
 
     def by_filters(self) -> bool:
         """Whether the gradients of weights are a pass of their own, in which each thread has some of the filters.
@@ -361,7 +359,7 @@ class _Layer:
         return balanced and many
 
     def more_strips(self, strip: int) -> int:
-        """The strips beyond the first whose windows the gradients of weights sum together.
+        """The strips beyond the first whose windows the gradients of weights sum together, so that fewer are added up.
 
         No others where functions take so long at each tap that adding lanes is little, and the memory of strips much.
         """

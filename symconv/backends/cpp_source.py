@@ -1,6 +1,6 @@
 """The text of a kernel for CPUs: that of `native_source`, with what is computed once per pixel or weight.
 
-Where filters are few, pixels sum their gradients: they look for the windows that see them.
+Where filters are few, or lanes are channels, pixels sum their gradients: they look for the windows that see them.
 """
 
 from __future__ import annotations
@@ -57,9 +57,6 @@ class CppPass(LiftingPass):
 class CppForward(CppPass, Forward):
     """The forward pass, which puts together and writes one row of outputs at a time."""
 
-    def context(self) -> dict[str, Any]:
-        return {**super().context(), "lanes": None}
-
     def values(self) -> list[tuple[str, str, str]]:
         return [value for value in super().values() if value[0] != "output"]
 
@@ -73,8 +70,8 @@ class CppBackward(CppPass, Backward):
     def context(self) -> dict[str, Any]:
         if any(sweep.gathers for sweep in self.sweeps.values()):
             self.shared["looks"] = ("Looks", "windows, arena")
-        lanes = next((each for each in self.printed if each["by_channels"]), None)
-        return {**super().context(), "lanes": lanes}
+        channel_sweep = next((each for each in self.printed if each["by_channels"]), None)
+        return {**super().context(), "channel_sweep": channel_sweep}
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
         printed = super().sweep(sweep, name)

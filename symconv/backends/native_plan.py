@@ -29,7 +29,7 @@ class Tiles:
         row: vectors of a tile of one filter.
         backward_vectors: vectors of a tile of sweeps of the backward pass.
         image_taps: taps of a tile of the gradients of images.
-        image_row: vectors of a tile of one tap, or of pixels that sum their gradients.
+        image_row: vectors of a tile of one tap, or of pixels that sum their gradients; pixels if lanes are channels.
         bank_filters, bank_taps: of a tile of the gradients of weights.
     """
 

@@ -55,7 +55,7 @@ inline real* take_planes(const Windows& windows, int64_t channels, Arena& arena)
 {
     real* planes = arena.take<real>(windows.planes(channels));
     if (arena.fills)
-        clear(planes + channels * windows.channel, windows.nowhere());
+        clear(planes + windows.planes(channels) - windows.nowhere(), windows.nowhere());
     return planes;
 }
 
@@ -194,42 +194,6 @@ inline real* laid_out(ByTaps<BLOCK> layout, const Windows& windows, int64_t coun
     return packed;
 }
 
-/// How weights lie where the lanes of vectors are channels: in blocks of channels, of which each filter has its taps one after
-/// the other, with all channels of the block at each.
-struct ByChannels {
-    static int64_t size(const Windows& windows, int64_t count) { return windows.blocks(count / windows.taps) * step(windows, count); }
-    /// From a block of channels to the next one.
-    static int64_t step(const Windows& windows, int64_t) { return windows.geometry.filters * windows.taps * CHANNEL_BLOCK; }
-    static int64_t at(const Windows& windows, int64_t count, int64_t group, int64_t f)
-    {
-        return group * size(windows, count) + windows.weights(0, f);
-    }
-};
-
-/// The same, in blocks of channels; the last one ends with copies of the last channel.
-template <bool PER_FILTER, bool PER_TAP, class Element>
-inline real* laid_out(ByChannels layout, const Windows& windows, int64_t count, Arena& arena, Element element)
-{
-    static_assert(PER_FILTER && PER_TAP, "what varies along one of them lies in a row");
-    const Geometry& g = windows.geometry;
-    const int64_t channels = count / windows.taps, blocks = windows.blocks(channels), size = layout.size(windows, count);
-    real* packed = arena.take<real>(g.groups * size);
-    spread(g.threads, arena.fills ? g.groups * blocks : 0, g.filters * windows.taps, [&](int64_t row, int64_t column) {
-        const int64_t group = row / blocks, block = row % blocks, f = column / windows.taps, t = column % windows.taps;
-        real* to = packed + row * layout.step(windows, count) + column * CHANNEL_BLOCK;
-        for (int64_t i = 0; i < CHANNEL_BLOCK; ++i)
-            to[i] = element(group, f, least(block * CHANNEL_BLOCK + i, channels - 1) * windows.taps + t);
-    });
-    return packed;
-}
-
-/// How the weights lie of which a backward pass makes gradients.
-#ifdef SYMCONV_BY_CHANNELS
-using GradientLayout = ByChannels;
-#elif defined(IMAGE_TAPS)
-using GradientLayout = ByTaps<IMAGE_TAPS>;
-#endif
-
 /// The element of a weight or parameter for a filter and tap k, 0 where there is none.
 SYMCONV_INLINE real value_of(const Tensor& tensor, const Elements& elements, int64_t group, int64_t f, int64_t k)
 {
@@ -256,7 +220,7 @@ template <int F> struct Place {
 
 /// A vector of channels at one tap, where the lanes are channels: the filter, where its weights at the tap are, where the pixel
 /// is in the planes of all blocks, and the window in the strip; `i` pixels and windows further on, vector `v` of the block.
-struct Lanes {
+struct ChannelPlace {
     int64_t f, weight, pixel, window;
     int i, v;
 };
@@ -289,13 +253,13 @@ template <bool OWN> struct Image {
             to(p)[lane] += value;
     }
 
-    real* to(Lanes p) const
+    real* to(ChannelPlace p) const
     {
         real* first = planes + p.pixel;  // compilers are to add up what tiles share once
         return first + (p.i * CHANNEL_BLOCK + p.v * WIDTH);
     }
-    vec operator()(Lanes p) const { return load(to(p)); }
-    void add(Lanes p, vec value) const { store(to(p), load(to(p)) + value); }
+    vec operator()(ChannelPlace p) const { return load(to(p)); }
+    void add(ChannelPlace p, vec value) const { store(to(p), load(to(p)) + value); }
 };
 
 /// A weight or parameter.
@@ -312,7 +276,7 @@ template <bool PER_FILTER, bool PER_TAP, class Layout> struct Bank {
         else
             return splat(packed[PER_TAP ? p.k : 0]);
     }
-    vec operator()(Lanes p) const
+    vec operator()(ChannelPlace p) const
     {
         const real* first = packed + (PER_TAP ? p.weight : PER_FILTER ? p.f : 0);
         return PER_TAP ? load(first + p.v * WIDTH) : splat(*first);
@@ -339,7 +303,7 @@ template <class T, bool BY_FILTER, bool BY_PLACE> struct PerWindow {
     }
     template <int F> void add(Place<F> p, vec value) const { store(to(p), load(to(p)) + value); }
 
-    vec operator()(Lanes p) const
+    vec operator()(ChannelPlace p) const
     {
         const T* first = data + (BY_FILTER ? p.f * filter : 0) + p.window;
         return splat(first[p.i]);

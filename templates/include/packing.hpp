@@ -78,15 +78,56 @@ template <int BLOCK> APART void put_blocks(ByTaps<BLOCK> layout, real* packed, T
     });
 }
 
-/// In blocks of channels: all lanes of a vector at one tap, then at the next.
+/// How weights lie where the lanes of vectors are channels: in blocks of channels, of which each filter has its taps one after
+/// the other, with all channels of the block at each.
+struct ByChannels {
+    static int64_t size(const Windows& windows, int64_t count) { return windows.blocks(count / windows.taps) * step(windows, count); }
+    /// From a block of channels to the next one.
+    static int64_t step(const Windows& windows, int64_t) { return place(windows, 1, 0, 0); }
+    static int64_t at(const Windows& windows, int64_t count, int64_t group, int64_t f)
+    {
+        return group * size(windows, count) + place(windows, 0, f, 0);
+    }
+    /// Where the weights of a filter are for a block of channels at a tap.
+    static int64_t place(const Windows& windows, int64_t block, int64_t f, int64_t tap)
+    {
+        return ((block * windows.geometry.filters + f) * windows.taps + tap) * CHANNEL_BLOCK;
+    }
+};
+
+/// How the weights lie of which a backward pass makes gradients.
+#ifdef SYMCONV_BY_CHANNELS
+using GradientLayout = ByChannels;
+#else
+using GradientLayout = ByTaps<IMAGE_TAPS>;
+#endif
+
+/// In blocks of channels; the last one ends with copies of the last channel.
+template <bool PER_FILTER, bool PER_TAP, class Element>
+inline real* laid_out(ByChannels layout, const Windows& windows, int64_t count, Arena& arena, Element element)
+{
+    static_assert(PER_FILTER && PER_TAP, "what varies along one of them lies in a row");
+    const Geometry& g = windows.geometry;
+    const int64_t taps = windows.taps, channels = count / taps, blocks = windows.blocks(channels), size = layout.size(windows, count);
+    real* packed = arena.take<real>(g.groups * size);
+    spread(g.threads, arena.fills ? g.groups * blocks : 0, g.filters * taps, [&](int64_t row, int64_t column) {
+        const int64_t group = row / blocks, block = row % blocks, f = column / taps, t = column % taps;
+        real* to = packed + group * size + layout.place(windows, block, f, t);
+        for (int64_t i = 0; i < CHANNEL_BLOCK; ++i)
+            to[i] = element(group, f, least(block * CHANNEL_BLOCK + i, channels - 1) * taps + t);
+    });
+    return packed;
+}
+
+/// The same a vector at a time: all lanes at one tap, then at the next.
 inline APART void put_blocks(ByChannels layout, real* packed, Taps from, const Windows& windows, int64_t count)
 {
     const Geometry& g = windows.geometry;
     const int64_t taps = windows.taps, channels = count / taps, blocks = windows.blocks(channels);
     spread(g.threads, g.groups * blocks, g.filters, g.groups * g.filters * count, [&](int64_t row, int64_t f) {
-        const int64_t group = row / blocks, first = row % blocks * CHANNEL_BLOCK;
+        const int64_t group = row / blocks, block = row % blocks, first = block * CHANNEL_BLOCK;
         const storage* filter = from.of(group, f);
-        real* to = packed + row * layout.step(windows, count) + f * taps * CHANNEL_BLOCK;
+        real* to = packed + group * layout.size(windows, count) + layout.place(windows, block, f, 0);
         for (int64_t c = 0; c < CHANNEL_BLOCK; c += WIDTH)
             for (int64_t t = 0; t < taps; t += WIDTH) {
                 const int64_t together = least(taps - t, WIDTH);

@@ -154,7 +154,7 @@ struct PlaneRows {
     const ImageRows* end() const { return found + count; }
 
     /// The places of a plane that windows of the strip see, from the first row of the image to the end of the last one.
-    std::pair<int64_t, int64_t> image(const Windows& windows, int64_t plane) const
+    std::pair<int64_t, int64_t> image_range(const Windows& windows, int64_t plane) const
     {
         int64_t first = windows.plane, last = 0;
         for (const ImageRows& each : *this)
@@ -203,8 +203,8 @@ inline void fill_planes(real* planes, const Tensor& image, int64_t n, int64_t fi
         }
 }
 
-/// Fill the planes of some channels with zeros where no image is.
-inline void fill_outside(real* planes, const Windows& windows, const PlaneRows& plane_rows, int64_t channels)
+/// Fill the planes of some channels, one after the other, with zeros where no image is.
+inline void clear_outside(real* planes, const Windows& windows, const PlaneRows& plane_rows, int64_t channels)
 {
     for (int64_t c = 0; c < channels; ++c)
         for (const ImageRows& rows : plane_rows)
@@ -215,23 +215,26 @@ inline void fill_outside(real* planes, const Windows& windows, const PlaneRows& 
             }
 }
 
+/// The same for planes as sweeps read them; those in blocks get their zeros when they are filled.
+inline void fill_outside(real* planes, const Windows& windows, const PlaneRows& plane_rows, int64_t channels)
+{
+    if constexpr (CHANNEL_BLOCK == 1)
+        clear_outside(planes, windows, plane_rows, channels);
+}
+
 /// Move planes between two orders: one channel after the other, and vectors of CHANNEL_BLOCK channels at one place after the other.
 template <bool TO_BLOCK> inline void reorder(real* apart, real* block, const Windows& windows)
 {
     for (int64_t place = 0; place < windows.channel; place += WIDTH)
-        for (int v = 0; v < CHANNEL_BLOCK / WIDTH; ++v) {
+        for (int v = 0; v < CHANNEL_VECTORS; ++v) {
+            real* const of_channels = apart + v * WIDTH * windows.channel + place;
+            real* const of_places = block + place * CHANNEL_BLOCK + v * WIDTH;
             vec rows[WIDTH];
-            UNROLL for (int i = 0; i < WIDTH; ++i) {
-                real* of_channel = apart + (v * WIDTH + i) * windows.channel + place;
-                real* of_place = block + (place + i) * CHANNEL_BLOCK + v * WIDTH;
-                rows[i] = load(TO_BLOCK ? of_channel : of_place);
-            }
+            UNROLL for (int i = 0; i < WIDTH; ++i)
+                rows[i] = load(TO_BLOCK ? of_channels + i * windows.channel : of_places + i * CHANNEL_BLOCK);
             weave_rows(rows);
-            UNROLL for (int i = 0; i < WIDTH; ++i) {
-                real* of_channel = apart + (v * WIDTH + i) * windows.channel + place;
-                real* of_place = block + (place + i) * CHANNEL_BLOCK + v * WIDTH;
-                store(TO_BLOCK ? of_place : of_channel, rows[i]);
-            }
+            UNROLL for (int i = 0; i < WIDTH; ++i)
+                store(TO_BLOCK ? of_places + i * CHANNEL_BLOCK : of_channels + i * windows.channel, rows[i]);
         }
 }
 
@@ -241,16 +244,17 @@ inline void fill(real* planes, const Tensor& image, int64_t n, int64_t first, co
                  int64_t channels)
 {
     if constexpr (CHANNEL_BLOCK == 1)
-        fill_planes(planes, image, n, first, windows, plane_rows, channels);
-    else
+        return fill_planes(planes, image, n, first, windows, plane_rows, channels);
+    else {
+        clear_outside(plane_rows.block, windows, plane_rows, CHANNEL_BLOCK);
         for (int64_t c = 0; c < channels; c += CHANNEL_BLOCK, planes += CHANNEL_BLOCK * windows.channel) {
             const int64_t count = least(CHANNEL_BLOCK, channels - c);
-            fill_outside(plane_rows.block, windows, plane_rows, count);
             fill_planes(plane_rows.block, image, n, first + c, windows, plane_rows, count);
             for (int64_t i = count * windows.channel; i < CHANNEL_BLOCK * windows.channel; ++i)
                 plane_rows.block[i] = plane_rows.block[i - windows.channel];
             reorder<true>(plane_rows.block, planes, windows);
         }
+    }
 }
 
 /// Planes of one channel that are 1 where the image is.

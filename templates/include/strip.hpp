@@ -84,16 +84,16 @@ inline real* computed(Layout layout, const Windows& windows, int64_t count, Aren
 
 /// The taps that look into each plane, plane after plane: those from begin[plane] on.
 struct Looks {
-    /// One of them: its windows begin `step` places before the pixel; a filter's weights for it are `weight` numbers behind the first.
+    /// One of them: its windows begin `step` places before the pixel.
     struct Look {
-        int64_t tap, step, weight;
+        int64_t tap, step;
     };
     int64_t planes;
     int64_t* begin;
-    Look* of;
+    Look* all;
 
     Looks(const Windows& windows, Arena& arena)
-        : planes(windows.channel / windows.plane), begin(arena.take<int64_t>(planes + 1)), of(arena.take<Look>(windows.taps))
+        : planes(windows.channel / windows.plane), begin(arena.take<int64_t>(planes + 1)), all(arena.take<Look>(windows.taps))
     {
         if (!arena.fills)
             return;
@@ -102,7 +102,7 @@ struct Looks {
             begin[plane] = count;
             for (int64_t t = 0; t < windows.taps; ++t)
                 if (windows.plane_of(t) == plane)
-                    of[count++] = {t, windows.step_of(t), t * CHANNEL_BLOCK};
+                    all[count++] = {t, windows.step_of(t)};
         }
         begin[planes] = count;
     }
@@ -209,7 +209,7 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
 {
     const auto row = [&](auto height, int64_t f) {
         int64_t k = 0;
-        if constexpr (TAPS > 1)
+        if constexpr (TAPS > 1 && CHANNEL_BLOCK == 1)  // where lanes are channels windows in the lanes have one tap: themselves
             for (; k + TAPS <= taps; k += TAPS)
                 body(height, Size<TAPS>{}, f, k, int64_t(0), int64_t(0), length);
         for (; k < taps; ++k)
@@ -228,7 +228,7 @@ template <int PIXELS, class Body>
 inline void channel_tiles(const Windows& windows, const Looks& looks, const PlaneRows& plane_rows, int64_t channels, Body body)
 {
     for (int64_t plane = 0; plane < looks.planes; ++plane) {
-        const auto [begin, end] = plane_rows.image(windows, plane);
+        const auto [begin, end] = plane_rows.image_range(windows, plane);
         for (int64_t block = 0; block < windows.blocks(channels); ++block)
             for (int64_t p = begin; p < end; p += PIXELS)
                 body(block, plane, p);
@@ -236,7 +236,7 @@ inline void channel_tiles(const Windows& windows, const Looks& looks, const Plan
 }
 
 /// Cut weights into tiles, where the lanes are channels: body(filters of the tile, taps of the tile, first filter, first tap,
-/// block), and found(first filter, filters) when all taps and channels of some filters are there.
+/// block), and found(filter, number) for those at hand when all their taps and channels are there.
 template <int FILTERS, int TAPS, class Body, class Found>
 inline void channel_bank_tiles(const Windows& windows, int64_t filters, int64_t channels, Body body, Found found)
 {
@@ -248,7 +248,8 @@ inline void channel_bank_tiles(const Windows& windows, int64_t filters, int64_t 
             for (; t < windows.taps; ++t)
                 body(height, Size<1>{}, f, t, block);
         }
-        found(f, height.value);
+        for (int i = 0; i < height.value; ++i)
+            found(f + i, i);
     };
     int64_t f = 0;
     if constexpr (FILTERS > 1)
@@ -258,7 +259,26 @@ inline void channel_bank_tiles(const Windows& windows, int64_t filters, int64_t 
         all_taps(Size<1>{}, f);
 }
 
-/// Filters whose values are held together where the gradients of weights sum several strips.
+/// Room for what sweeps find of the gradients of some filters' weights, in blocks of channels as `ByChannels` has them.
+struct FoundByChannels {
+    real* found;
+    int64_t taps, row;  // from a tap to the next
+
+    FoundByChannels() = default;
+    FoundByChannels(int64_t filters, const Windows& windows, Arena& arena)
+        : taps(windows.taps), row(windows.blocks(windows.geometry.channels) * CHANNEL_BLOCK)
+    {
+        found = arena.take<real>(CHANNEL_BLOCK > 1 ? filters * taps * row : 0);
+    }
+
+    /// What is found for a filter, one of those at hand: vector `v` of a block of channels at a tap.
+    real* at(int64_t filter, int64_t tap, int64_t block, int v) const
+    {
+        return found + (filter * taps + tap) * row + block * CHANNEL_BLOCK + v * WIDTH;
+    }
+};
+
+/// Filters whose values are held together where threads share out filters for the gradients of weights.
 constexpr int64_t JOINT_FILTERS = 16;
 
 /// Visit the taps at the positions of each window of a filter, each of them once: body(place of its vector, its lane).
@@ -318,19 +338,19 @@ struct BankSink {
                 total[f * elements->filter + elements->places[k]] += sums[k];
     }
 
-    /// What the windows of a strip have found for a filter, tap after tap with all channels at each.
-    void add_in_blocks(int64_t f, const real* found, int64_t channels, int64_t taps, const Windows& windows) const
+    /// What the windows of a strip have found for filter f, number `filter` of those at hand.
+    void add(int64_t f, const FoundByChannels& found, int64_t filter, int64_t channels) const
     {
-        const int64_t row = windows.blocks(channels) * CHANNEL_BLOCK;
+        const int64_t taps = found.taps;
         real* const first = total + f * elements->filter;
         if (taps == 1)
-            return add_row(first, 1, found, channels);
+            return add_row(first, 1, found.at(filter, 0, 0, 0), channels);
         for (int64_t c = 0; c < channels; c += WIDTH)
             for (int64_t t = 0; t < taps; t += WIDTH) {
                 const First together{least(taps - t, WIDTH)};
                 vec rows[WIDTH];
                 UNROLL for (int i = 0; i < WIDTH; ++i)
-                    rows[i] = i < together.count ? load(found + (t + i) * row + c) : splat(0);
+                    rows[i] = i < together.count ? load(found.at(filter, t + i, 0, 0) + c) : splat(0);
                 weave_rows(rows);
                 UNROLL for (int i = 0; i < WIDTH; ++i)
                     if (real* to = first + (c + i) * taps + t; c + i < channels)

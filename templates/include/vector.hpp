@@ -435,6 +435,7 @@ template <int PART> SYMCONV_INLINE vec settled(vec value)
 /// The totals of N vectors, a power of 2: the same numbers as `total` gives, sooner.
 template <int N> SYMCONV_INLINE void totals(const vec* values, real* found)
 {
+    static_assert((N & (N - 1)) == 0);
     if constexpr (N == 1)
         *found = total(*values);
     else if constexpr (N > WIDTH) {

@@ -154,12 +154,12 @@ struct Windows {
     /// From the values of the windows of a strip to those for the next filter, channel or tap: a strip and a margin.
     int64_t row_length() const { return geometry.strip + geometry.margin; }
 
-    // How many floats the planes of an image take: those of its channels, and one full of zeros for taps that are not; more
+    /// The blocks of channels in which planes lie.
+    int64_t blocks(int64_t channels) const { return ceil_div(channels, CHANNEL_BLOCK); }
+
+    // How many numbers the planes of an image take: those of its blocks, and one full of zeros for taps that are not; more
     // than a vector of them, for what reads and writes whole vectors.
     int64_t planes(int64_t channels) const { return blocks(channels) * CHANNEL_BLOCK * channel + nowhere(); }
-    int64_t blocks(int64_t channels) const { return ceil_div(channels, CHANNEL_BLOCK); }
-    /// Where the weights of a filter for a block of channels are, as `ByChannels` packs them.
-    int64_t weights(int64_t block, int64_t f) const { return (block * geometry.filters + f) * taps * CHANNEL_BLOCK; }
     int64_t nowhere() const { return (geometry.strip + WIDTH) / WIDTH * WIDTH; }
 };
 
