@@ -192,8 +192,8 @@ def lanes_are_channels(facts: Facts, vector_bytes: int, tensors: Sequence[torch.
     """Whether the lanes of vectors of a backward pass had better be channels than windows.
 
     So none is idle at the ends of rows of windows, and the gradients of weights need no sum of lanes.  Channels must
-    fill the vectors, and windows not reach so far that margins of zeros around them were most of the work.  Where registers
-    are few a tile of channels loads more for each product; it pays where taps do more than that, or windows are few.
+    fill the vectors, and windows not reach so far that margins of zeros around them were most of the work.  Where
+    registers are few a tile loads more for each product; it pays where taps do more than that, or windows are few.
     """
     if not facts.by_channels or geometry.ignores_padding:
         return False
