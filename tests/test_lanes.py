@@ -230,7 +230,7 @@ def test_the_same_bits_again_and_for_any_number_of_threads(
         leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
         y = sc.conv2d("-sum(abs(x - w))", *leaves, padding=1, backend="cpp")
         found.append(torch.autograd.grad(y, leaves, y.detach().sin()))
-    assert {(plan.by_channels, plan.by_filters, plan.more_strips) for plan in plans} == {(True, True, 2)}
+    assert all(plan.by_channels and plan.by_filters and plan.more_strips for plan in plans)
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 

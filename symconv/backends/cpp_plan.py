@@ -316,9 +316,10 @@ class _Layer:
     def filter_step(self, strip: int) -> int:
         """Filters whose values are held together: what fits the cache, and enough ranges for all threads."""
         rows, filters = self.tiles.filters, self.filters
-        step = filters
-        if self.per_filter * strip * filters > self.budget:
-            step = max(self.budget // (self.per_filter * strip) // rows * rows, min(rows, filters))
+        step, per_filter = filters, self.per_filter * (strip + self.margin(strip))
+        budget = self.budget // 2 if self.by_channels else self.budget  # pixels add up many filters at once
+        if per_filter * filters > budget:
+            step = max(budget // per_filter // rows * rows, min(rows, filters))
         strips = self.lines * -(-self.line.length // strip)
         if not self.backward and strips < self.threads and filters >= 2 * rows:
             parts = -(-self.threads // max(strips, 1))
@@ -368,5 +369,5 @@ class _Layer:
         strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
         turns = max(round(strips * strip / MANY_WINDOWS), 1)
         held = self.per_seen * (strip + self.line.halo) + self.per_filter * min(self.filters, JOINT_FILTERS) * strip
-        turns = max(turns, -(-strips * held // (2 * self.share)))
+        turns = max(turns, -(-strips * held // (self.share if self.by_channels else 2 * self.share)))
         return max(-(-strips // turns), 1) - 1

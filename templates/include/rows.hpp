@@ -117,9 +117,10 @@ struct PlaneRows {
     real* block = nullptr;  // room for the planes of a block of channels
 
     PlaneRows() = default;
-    PlaneRows(const Windows& windows, Arena& arena)
+    /// `beside`: those of another strip, with which they share the room for a block.
+    PlaneRows(const Windows& windows, Arena& arena, const PlaneRows* beside = nullptr)
         : found(arena.take<ImageRows>(MOST * windows.channel / windows.plane)),
-          block(arena.take<real>(CHANNEL_BLOCK > 1 ? windows.planes(1) : 0))
+          block(beside ? beside->block : arena.take<real>(CHANNEL_BLOCK > 1 ? windows.planes(1) : 0))
     {
     }
 
