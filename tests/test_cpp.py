@@ -365,10 +365,10 @@ for formula in (
     ):
         channels, options = options.get("channels", 4), {k: v for k, v in options.items() if k != "channels"}
         x = torch.randn(2, channels, 9, 38, requires_grad=True)
-        w = torch.randn(4, channels // options.get("groups", 1), 3, 2, requires_grad=True)
-        given = {"b": torch.randn(4)} if "+ b" in formula else {}
+        w = torch.randn(channels, channels // options.get("groups", 1), 3, 2, requires_grad=True)
+        given = {"b": torch.randn(channels)} if "+ b" in formula else {}
         weight = w if "w" in formula else None
-        shape = {} if weight is not None else dict(kernel_size=(3, 2), out_channels=4)
+        shape = {} if weight is not None else dict(kernel_size=(3, 2), out_channels=channels)
         for threads in (1, 2):
             torch.set_num_threads(threads)
             y = sc.conv2d(formula, x, weight, given.get("b"), backend="cpp", **options, **shape)
