@@ -98,7 +98,7 @@ struct ByChannels {
 /// How the weights lie of which a backward pass makes gradients.
 #ifdef SYMCONV_BY_CHANNELS
 using GradientLayout = ByChannels;
-#else
+#elif defined(IMAGE_TAPS)
 using GradientLayout = ByTaps<IMAGE_TAPS>;
 #endif
 
