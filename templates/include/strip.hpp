@@ -84,9 +84,10 @@ inline real* computed(Layout layout, const Windows& windows, int64_t count, Aren
 
 /// The taps that look into each plane, plane after plane: those from begin[plane] on.
 struct Looks {
-    /// One of them: its windows begin `step` places before the pixel.
+    /// One of them: its windows begin `step` places before the pixel; `weight`: from a filter's weights for tap 0 to those for it,
+    /// where lanes are channels: innermost loops have no time to find it.
     struct Look {
-        int64_t tap, step;
+        int64_t tap, step, weight;
     };
     int64_t planes;
     int64_t* begin;
@@ -102,7 +103,7 @@ struct Looks {
             begin[plane] = count;
             for (int64_t t = 0; t < windows.taps; ++t)
                 if (windows.plane_of(t) == plane)
-                    all[count++] = {t, windows.step_of(t)};
+                    all[count++] = {t, windows.step_of(t), t * CHANNEL_BLOCK};
         }
         begin[planes] = count;
     }
