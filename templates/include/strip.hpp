@@ -204,6 +204,17 @@ template <int VECTORS, class Body> inline void pixel_tiles(const Windows& window
             tiles<1, 1, VECTORS>(1, windows.plane, [&](auto, auto V, int64_t, int64_t p) { body(V, channel, plane, p); });
 }
 
+/// Cut filters into tiles, those that are left one by one: body(filters of the tile, first filter).
+template <int FILTERS, class Body> inline void filter_tiles(int64_t filters, Body body)
+{
+    int64_t f = 0;
+    if constexpr (FILTERS > 1)
+        for (; f + FILTERS <= filters; f += FILTERS)
+            body(Size<FILTERS>{}, f);
+    for (; f < filters; ++f)
+        body(Size<1>{}, f);
+}
+
 /// Cut weights: body(filters of the tile, taps of the tile, first filter, first tap, slice, its first place, its end).
 template <int FILTERS, int TAPS, class Body>
 inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, Body body)
@@ -216,12 +227,7 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
         for (; k < taps; ++k)
             body(height, Size<1>{}, f, k, int64_t(0), int64_t(0), length);
     };
-    int64_t f = 0;
-    if constexpr (FILTERS > 1)
-        for (; f + FILTERS <= filters; f += FILTERS)
-            row(Size<FILTERS>{}, f);
-    for (; f < filters; ++f)
-        row(Size<1>{}, f);
+    filter_tiles<FILTERS>(filters, row);
 }
 
 /// Cut the pixels of the planes of all channels into tiles, where the lanes are channels: body(block, plane, first place).
@@ -252,12 +258,7 @@ inline void channel_bank_tiles(const Windows& windows, int64_t filters, int64_t 
         for (int i = 0; i < height.value; ++i)
             found(f + i, i);
     };
-    int64_t f = 0;
-    if constexpr (FILTERS > 1)
-        for (; f + FILTERS <= filters; f += FILTERS)
-            all_taps(Size<FILTERS>{}, f);
-    for (; f < filters; ++f)
-        all_taps(Size<1>{}, f);
+    filter_tiles<FILTERS>(filters, all_taps);
 }
 
 /// Room for what sweeps find of the gradients of some filters' weights, in blocks of channels as `ByChannels` has them.
