@@ -109,7 +109,7 @@ class Sweep:
         return wanted and "t" in self.where.axes and not any(isinstance(each, Access) for each in inputs)
 
     @property
-    def by_channels(self) -> bool:
+    def channel_lanes(self) -> bool:
         """Whether all channels and taps are alike: each reads and gives numbers of its own, or what all share.
 
         What the sum of a gradient is multiplied by belongs to the pixel or weight alone.  The lanes of vectors can be
@@ -130,6 +130,19 @@ class Sweep:
                 if factor is not None
                 for each in factor.arguments
             )
+        )
+
+    @property
+    def filter_lanes(self) -> bool:
+        """Whether all filters are alike: each reads the same pixels, and nothing else that its windows alone have.
+
+        The lanes of vectors can be filters then.
+        """
+        return (
+            self.where == Domain("ct")
+            and not self.gradients
+            and not any(each.left or each.rank is not None for each in self.accumulators)
+            and not any(map(varies_by_window_and_filter, self.taps.arguments))
         )
 
     @property
@@ -157,6 +170,16 @@ def varies_by_channel(symbol: sp.Symbol) -> bool:
     if isinstance(place, Operand) and not place.is_at_tap:
         return False
     return bool(is_of_input(symbol)) or (isinstance(place, Operand | Lifted) and set(place.axes) == set("oct"))
+
+
+def varies_by_window_and_filter(symbol: sp.Symbol) -> bool:
+    """Whether a symbol is a number of its own for each window of each filter: a value, a field, an own pixel."""
+    if isinstance(symbol, Lifted):
+        return symbol.pixel is not None and varies_by_window_and_filter(symbol.pixel)
+    if isinstance(symbol, Operand):
+        own = symbol.role == "input" and isinstance(symbol, Access) and symbol.own
+        return own or (symbol.role == "field" and "o" in symbol.axes)
+    return not isinstance(symbol, TapPosition)
 
 
 def is_of_window(symbol: sp.Symbol) -> bool:
@@ -212,7 +235,7 @@ class Schedule:
         return frozenset(place.operand.name for place in places)
 
     @property
-    def by_channels(self) -> bool:
+    def channel_lanes(self) -> bool:
         """Whether the lanes of vectors of the backward pass can be channels: one sweep over channels and taps."""
         over_taps = [sweep for sweep in self.backward if sweep.where != WINDOW]
         at_windows = [self.at_windows, *(sweep.before for sweep in self.backward)]
@@ -220,10 +243,15 @@ class Schedule:
         read = [each for block in at_windows for each in block.arguments]
         return (
             len(over_taps) == 1
-            and over_taps[0].by_channels
+            and over_taps[0].channel_lanes
             and all(map(is_of_window, read))
             and not any(map(is_of_input, self.window_gradients))
         )
+
+    @property
+    def filter_lanes(self) -> bool:
+        """Whether the lanes of vectors of the forward pass can be filters: of all its sweeps."""
+        return bool(self.forward) and all(sweep.filter_lanes for sweep in self.forward)
 
     @property
     def lifted(self) -> tuple[list[Lifted], list[Lifted]]:

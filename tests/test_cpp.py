@@ -26,7 +26,7 @@ from conftest import sampled
 import symconv as sc
 from symconv.backends import backends, cpp, cpp_plan
 from symconv.backends.cpp import generate
-from symconv.backends.cpp_plan import CppPlan, plan_of, tiles_of
+from symconv.backends.cpp_plan import CppPlan, Lanes, plan_of, tiles_of
 from symconv.backends.native import ShapeError
 from symconv.backends.native_facts import Facts, facts_of
 from symconv.backends.native_plan import Tiles
@@ -75,12 +75,13 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
         facts_of(kernel, lower(kernel.formula, lift=True)),
         f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
     )
-    passes = [["FORWARD"], ["BACKWARD"]]
-    if facts.by_channels and "-DSYMCONV_IGNORE" not in options:
-        passes.append(["BACKWARD", "BY_CHANNELS"])
-    for names in passes:
-        tiles = tiles_of(facts, toolchain.vector_bytes, "BY_CHANNELS" in names).options()
-        strict = ["-Wall", "-Wextra", "-Werror", width, *map("-DSYMCONV_{}".format, names), *tiles, *options]
+    passes: list[tuple[str, Lanes]] = [("FORWARD", "windows"), ("BACKWARD", "windows")]
+    if "-DSYMCONV_IGNORE" not in options:
+        passes += [("FORWARD", "filters")] * facts.filter_lanes + [("BACKWARD", "channels")] * facts.channel_lanes
+    for direction, lanes in passes:
+        tiles = tiles_of(facts, toolchain.vector_bytes, lanes).options()
+        chosen = [f"-DSYMCONV_{direction}", f"-DSYMCONV_LANES_ARE_{lanes.upper()}"]
+        strict = ["-Wall", "-Wextra", "-Werror", width, *chosen, *tiles, *options]
         toolchain.compile(tmp_path / "kernel.cpp", tmp_path / "kernel.so", strict, [template_directory() / "include"])
 
 
@@ -89,28 +90,31 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
     ("part", "lanes"),
     [
         *(("forward_1", "windows"), ("gradient_images", "windows"), ("gradient_banks", "windows")),
-        *(("gradient_pixels", "channels"), ("gradient_banks", "channels")),
+        *(("forward_1", "filters"), ("gradient_pixels", "channels"), ("gradient_banks", "channels")),
     ],
 )
-def test_the_innermost_loop_loads_each_number_once(part: str, lanes: str, tmp_path: Path) -> None:
+def test_the_innermost_loop_loads_each_number_once(part: str, lanes: Lanes, tmp_path: Path) -> None:
     """A load per fused product would take twice the time."""
     toolchain, kernel = find_toolchain(), sc.Kernel("sum(w*x)")
     if "clang" in toolchain.version:
         pytest.skip("reads what GCC writes")
-    by_channels, facts = lanes == "channels", facts_of(kernel, lower(kernel.formula, lift=True))
-    tiles = tiles_of(facts, toolchain.vector_bytes, by_channels)
+    tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes, lanes)
     (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
     flags = [flag for flag in toolchain.flags if not flag.startswith("-Wl,")]
     options = [f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}", f"-I{template_directory() / 'include'}", "-S"]
-    options += ["-DSYMCONV_BY_CHANNELS"] * by_channels + [NO_SCHEDULING] * (SCHEDULING in flags)
+    options += [f"-DSYMCONV_LANES_ARE_{lanes.upper()}", *[NO_SCHEDULING] * (SCHEDULING in flags)]
     direction = "FORWARD" if part == "forward_1" else "BACKWARD"
     command = [*flags, *tiles.options(), *options, f"-DSYMCONV_{direction}", "-o", "kernel.s", "kernel.cpp"]
     subprocess.run([*shlex.split(toolchain.compiler), *command], cwd=tmp_path, check=True)
+    side_by_side = cpp_plan.CHANNEL_VECTORS if lanes == "channels" else 1
     down, across = {
         "forward_1": (tiles.filters, tiles.vectors),
         "gradient_images": (tiles.image_taps, tiles.backward_vectors),
         "gradient_pixels": (tiles.image_row, cpp_plan.CHANNEL_VECTORS),
-        "gradient_banks": (tiles.bank_filters, tiles.bank_taps * (cpp_plan.CHANNEL_VECTORS if by_channels else 1)),
+        "gradient_banks": (
+            tiles.bank_filters,
+            tiles.bank_taps * side_by_side,
+        ),
     }[part]
     assembly = (tmp_path / "kernel.s").read_text()
     second = "Lb0" if part == "gradient_pixels" else f"Li{tiles.bank_taps if part == 'gradient_banks' else across}"
@@ -150,17 +154,21 @@ def test_words_of_cpp_are_names_like_others() -> None:
 
 
 def test_tiles_shrink_with_what_is_accumulated() -> None:
-    def tiles(text: str, vector_bytes: int = 64, by_channels: bool = False) -> Tiles:
+    def tiles(text: str, vector_bytes: int = 64, lanes: Lanes = "windows") -> Tiles:
         kernel = sc.Kernel(text)
-        return tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), vector_bytes, by_channels)
+        return tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), vector_bytes, lanes)
 
     assert tiles("sum(w*x)").filters > tiles("max(x + w)").filters >= tiles("var(x + w)").filters
     assert tiles("sum(w*x)", 32).filters < tiles("sum(w*x)").filters
     assert tiles("sum(x*softmax(x))").filters == 1
     assert "filters=" in repr(tiles("sum(w*x)"))
     of_channels = [
-        tiles(text, size, True) for text in ("sum(w*x)", "sum(exp(w*x))", "sum(tan(w*x))") for size in (64, 32)
+        tiles(text, size, "channels") for text in ("sum(w*x)", "sum(exp(w*x))", "sum(tan(w*x))") for size in (64, 32)
     ]
+    of_filters = [
+        tiles(text, size, "filters") for text in ("sum(w*x)", "max(w*x)", "sum(exp(w*x))") for size in (64, 32)
+    ]
+    assert [(each.filters, each.vectors) for each in of_filters] == [(14, 2), (6, 2), (7, 2), (3, 2), (7, 2), (3, 2)]
     assert [each.image_row for each in of_channels] == [14, 6, 7, 3, 7, 3]
     assert [(each.bank_filters, each.bank_taps) for each in of_channels] == [
         (4, 3),

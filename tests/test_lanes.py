@@ -1,4 +1,4 @@
-"""Backward passes of the C++ backend whose vectors run along channels, beside those of the torch backend."""
+"""Passes of the C++ backend whose vectors run along filters or channels, beside those of the torch backend."""
 
 from __future__ import annotations
 
@@ -44,12 +44,23 @@ def few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> list[CppPlan]:
     """The plans of backward passes, in the order of the calls."""
+    return spied_plans(monkeypatch, "backward")
+
+
+@pytest.fixture
+def forward_plans(monkeypatch: pytest.MonkeyPatch) -> list[CppPlan]:
+    """The plans of forward passes that keep something."""
+    return spied_plans(monkeypatch, "forward")
+
+
+def spied_plans(monkeypatch: pytest.MonkeyPatch, wanted: str) -> list[CppPlan]:
+    """The plans of the passes of one direction, as they will be made."""
     found: list[CppPlan] = []
     plan_of = cpp.CppKernel._plan
 
     def spied(kernel: cpp.CppKernel, direction: str, *others: Any) -> Any:
         plan = plan_of(kernel, direction, *others)
-        if direction == "backward":
+        if direction == wanted:
             found.append(plan)
         return plan
 
@@ -99,7 +110,7 @@ def test_gradients_of_any_geometry(name: str, plans: list[CppPlan], monkeypatch:
         for mine, other in zip(*gradients(FORMULAS[name], x, filters, kernel_size, padding_mode="constant", **options)):
             torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-8)
     assert len(plans) == 6
-    assert all(plan.by_channels for plan in plans)
+    assert all(plan.lanes == "channels" for plan in plans)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -111,7 +122,7 @@ def test_gradients_of_any_dtype(formula: str, dtype: torch.dtype, plans: list[Cp
     near = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     for mine, other in zip(*gradients(formula, x.to(dtype), 9, 3, padding=1)):
         torch.testing.assert_close(mine, other, rtol=near, atol=near * 10)
-    assert plans[0].by_channels
+    assert plans[0].lanes == "channels"
 
 
 GEOMETRIES = st.fixed_dictionaries(
@@ -140,7 +151,7 @@ def test_gradients_of_a_random_geometry(plans: list[CppPlan], monkeypatch: pytes
         compare_random(geometry, monkeypatch)
 
     check()
-    assert sum(plan.by_channels for plan in plans) > len(plans) / 2
+    assert sum(plan.lanes == "channels" for plan in plans) > len(plans) / 2
 
 
 def compare_random(geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +191,7 @@ def test_one_image_of_many_strips(needed: str, plans: list[CppPlan], monkeypatch
             y = sc.conv2d("sum(sqrt((x - w)**2 + 1))", *given.values(), padding=1, backend=backend)
             found.append(torch.autograd.grad(y.sin().sum(), [each for name, each in given.items() if name in wanted]))
         torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
-    assert plans[-1].by_channels
+    assert plans[-1].lanes == "channels"
     assert plans[-1].geometry.contents.size[1] * 10 > 5 * plans[-1].strip
 
 
@@ -199,7 +210,7 @@ def test_an_infinite_slope_of_a_pixel_that_no_window_sees(
         others = {"g": torch.rand_like(x, generator=torch.manual_seed(0)).requires_grad_()} if "g: " in formula else {}
         y = sc.conv2d(formula, image, w, **others, padding_mode="constant", **options, backend=backend)
         found.append(torch.autograd.grad(y, [image, *others.values()], torch.ones_like(y)))
-    assert plans[0].by_channels
+    assert plans[0].lanes == "channels"
     torch.testing.assert_close(*found, equal_nan=True, rtol=1e-9, atol=1e-9)
     assert (found[0][0] == 0).any() == ("stride" in options)
 
@@ -215,7 +226,7 @@ def test_what_is_not_finite_stays_where_it_is(formula: str, value: float, plans:
         leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
         y = sc.conv2d(formula, *leaves, padding=(1, 0), backend=backend)
         found.append(torch.autograd.grad(y, leaves, torch.ones_like(y).cumsum(-1)))
-    assert plans[0].by_channels
+    assert plans[0].lanes == "channels"
     assert formula != "sum(x*w)" or all(each.isfinite().any() for each in found[0])
     torch.testing.assert_close(*found, equal_nan=True, rtol=1e-9, atol=1e-9)
 
@@ -230,7 +241,7 @@ def test_the_same_bits_again_and_for_any_number_of_threads(
         leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
         y = sc.conv2d("-sum(abs(x - w))", *leaves, padding=1, backend="cpp")
         found.append(torch.autograd.grad(y, leaves, y.detach().sin()))
-    assert all(plan.by_channels and plan.by_filters and plan.more_strips for plan in plans)
+    assert all(plan.lanes == "channels" and plan.by_filters and plan.more_strips for plan in plans)
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 
@@ -256,4 +267,152 @@ def test_lanes_stay_windows(
     x = torch.randn(1, channels, 7, 6, dtype=torch.float64)
     for mine, other in zip(*gradients(formula, x, filters, 3, padding=1, **options)):
         torch.testing.assert_close(mine, other)
-    assert not plans[0].by_channels
+    assert plans[0].lanes == "windows"
+
+
+# -- Forward passes whose vectors run along filters --------------------------------------------------------------------
+
+#: Formulas whose windows and filters can be computed so.
+OF_FILTERS = {
+    "adder": "-sum(abs(x - w))",
+    "sum": "p: param[o]\nsum(w*x)*p + b",
+    "far": "sum(sin(x*w))",
+    "lifted": "sum(tanh(x)*w*exp(-dx**2)/(1 + x**2))",
+    "two inputs": "g: input\nv: weight\nsum(w*g*tanh(x) + abs(x - v))",
+    "position": "max(x + w)*min(x*w)",
+    "counts": "q: field\nsum(detach(q)*w*x + o*x + t*c)",
+    "accumulators": "prod(1 + x*w/9) + logsumexp(x + w) + mean(x*w)",
+    "elsewhere": "v: weight[2]\nsum(v[0]*x[c, 0] + v[1]*x[c, t+1])",
+}
+
+
+def outputs(formula: str, x: Tensor, filters: int, kernel_size: Any, **options: Any) -> list[Tensor]:
+    """What both backends give, the C++ backend with and without a backward pass to come."""
+    kind = {3: sc.Conv1d, 4: sc.Conv2d, 5: sc.Conv3d}[x.ndim]
+    layers = [
+        kind(formula, x.shape[1], filters, kernel_size, backend=each, dtype=x.dtype, **options)
+        for each in ("torch", "cpp")
+    ]
+    layers[1].load_state_dict(layers[0].state_dict())
+    others = {"g": x.flip(-1) / 2} if "g: " in formula else {}
+    if "q: " in formula:
+        plain = kind("sum(x*w)", x.shape[1], 1, kernel_size, **options | {"groups": 1})(x.float())
+        others["q"] = torch.linspace(-1, 1, plain.numel()).view_as(plain).to(x.dtype)
+    with torch.no_grad():
+        inferred = [layer(x, **others) for layer in layers]
+    return [*inferred, layers[1](x, **others).detach()]
+
+
+@pytest.mark.parametrize("name", sampled(OF_FILTERS, 6))
+def test_outputs_of_any_geometry(name: str, forward_plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters that do not fill the last block, strips shorter than an image, rows shorter and longer than a tile."""
+    torch.manual_seed(0)
+    for cache, shape, filters, kernel_size, options in (
+        (512, (2, 5, 14, 13), 32, 3, {"padding": 1}),
+        (8, (2, 3, 21, 40), 30, 3, {"padding": 1}),
+        (512, (1, 6, 9, 12), 120, (3, 2), {"padding": (1, 0), "stride": (2, 3), "groups": 2}),
+        (512, (2, 4, 90), 29, 20, {"dilation": 2, "stride": 2, "padding": 3}),
+        (64, (1, 3, 5, 6, 7), 16, (2, 3, 2), {"padding": 1, "stride": (1, 1, 2)}),
+        (64, (7, 20, 4, 3), 64, 2, {}),
+        (512, (3, 7, 1, 1), 47, 1, {}),
+    ):
+        monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, cache * 1024))
+        x = torch.randn(shape, dtype=torch.float64)
+        if name == "far":
+            x.view(-1)[::101] *= 1e6
+        torch_, *cpp_ = outputs(OF_FILTERS[name], x, filters, kernel_size, padding_mode="constant", **options)
+        for found in cpp_:
+            torch.testing.assert_close(found, torch_, rtol=1e-8, atol=1e-8)
+    assert len(forward_plans) >= 7
+    assert all(plan.lanes == "filters" for plan in forward_plans)
+    assert any(plan.more_strips for plan in forward_plans)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("formula", ["-sum(abs(x - w))", "sum(sin(x*w)) + max(x*w)"])
+def test_outputs_of_any_dtype(formula: str, dtype: torch.dtype, forward_plans: list[CppPlan]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 7, 9, 8)
+    x[0, 0, 0, 0], x[1, 6, 5, 5] = (1e7, 3e5) if dtype != torch.float16 else (3e4, 6e4)
+    near = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
+    expected, *found = outputs(formula, x.to(dtype), 61, 3, padding=1, padding_mode="constant")
+    assert forward_plans[0].lanes == "filters"
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], expected, rtol=near, atol=near * 10)
+
+
+def test_outputs_of_a_random_geometry(forward_plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches without images, images in any layout, small caches."""
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        geometry=GEOMETRIES,
+        filters=st.sampled_from([13, 16, 32, 45]),
+        channels=st.integers(1, 9),
+        cache=st.sampled_from([4, 16, 512]),
+    )
+    def check(geometry: dict[str, Any], filters: int, channels: int, cache: int) -> None:
+        monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, cache * 1024))
+        compare_random(geometry | {"filters": filters, "channels": channels}, monkeypatch)
+
+    check()
+    assert sum(plan.lanes == "filters" for plan in forward_plans) > len(forward_plans) / 2
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("formula", ["sum(x*w)", "max(x*w)", "sum(w/x)", "sum(sin(x/w))"])
+def test_outputs_that_are_not_finite_stay_where_they_are(
+    formula: str, value: float, forward_plans: list[CppPlan]
+) -> None:
+    """In windows at the ends of rows and in other filters."""
+    x, w = torch.randn(2, 3, 6, 9, dtype=torch.float64), torch.randn(30, 3, 3, 3, dtype=torch.float64)
+    x[0, 2, 2, 8] = x[1, 0, 5, 0] = w[29, 1, 0, 1] = value
+    w.requires_grad_()
+    found = [
+        sc.conv2d(formula, x, w, padding=(1, 0), padding_mode="constant", backend=each) for each in ("torch", "cpp")
+    ]
+    assert forward_plans[0].lanes == "filters"
+    torch.testing.assert_close(found[1], found[0], equal_nan=True, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("filters", [32, 96])
+def test_the_same_outputs_again_and_for_any_number_of_threads(
+    filters: int, forward_plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, 64 * 1024))
+    x, w = torch.randn(3, 32, 11, 9), torch.randn(filters, 32, 3, 3, requires_grad=True)
+    found = []
+    for threads in (1, 1, 2, 3):
+        monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_, threads=threads: threads)
+        found.append(sc.conv2d("-sum(abs(x - w))", x, w, padding=1, backend="cpp").detach())
+    assert all(plan.lanes == "filters" for plan in forward_plans)
+    for other in found[1:]:
+        assert torch.equal(found[0], other)
+
+
+@pytest.mark.parametrize(
+    ("formula", "filters", "options"),
+    [
+        ("sum(w*x[o, t])", 32, {}),  # a pixel for each filter
+        ("q: field[o]\nsum(detach(q)*x*w)", 32, {}),
+        ("std(x*w)", 32, {}),  # of two sweeps, whose second one reads what the first one found
+        ("median(x*w)", 32, {}),
+        ("sum(max(x + w, dim=t), dim=c)", 32, {}),
+        ("sum(x*w)", 9, {}),  # of 16 lanes, or 12
+        ("logsumexp(x)", 32, {"groups": 32}),
+        ("sum(x*w)", 32, {"padding_mode": "ignore"}),
+    ],
+)
+def test_lanes_of_a_forward_pass_stay_windows(
+    formula: str, filters: int, options: dict[str, Any], forward_plans: list[CppPlan]
+) -> None:
+    x = torch.randn(1, 32, 7, 6, dtype=torch.float64)
+    options = {"padding_mode": "constant"} | options
+    if "q: " in formula:
+        layer = sc.Conv2d(formula, 32, filters, 3, padding=1, backend="cpp", dtype=x.dtype, **options)
+        layer(x, q=torch.randn(1, filters, 7, 6, dtype=x.dtype))
+    else:
+        expected, *found = outputs(formula, x, filters, 3, padding=1, **options)
+        for each in found:
+            torch.testing.assert_close(each, expected)
+    assert forward_plans[0].lanes == "windows"

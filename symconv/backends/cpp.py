@@ -28,7 +28,7 @@ from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import template_directory, templates
-from .cpp_plan import CppPlan, lanes_are_channels, plan_of, tiles_of
+from .cpp_plan import CppPlan, Lanes, lanes_of, plan_of, tiles_of
 from .native import FACTS, NativeBackend, NativeKernel, defines_of
 from .native_facts import Facts, facts_of
 from .native_plan import ranked
@@ -70,7 +70,7 @@ class CppKernel(NativeKernel[CppPlan]):
 
     def __init__(self, text: str, title: str, source: str, facts: Facts, fast_math: bool) -> None:
         super().__init__(text, title, source, facts, fast_math)
-        self._libraries: dict[tuple[str, torch.dtype, bool, int, bool], Any] = {}
+        self._libraries: dict[tuple[str, torch.dtype, bool, int, Lanes], Any] = {}
         if facts.inference_state is not None:
             self.inference = "inference"
 
@@ -81,11 +81,11 @@ class CppKernel(NativeKernel[CppPlan]):
     def planned(self, direction: str, tensors: Sequence[torch.Tensor], geometry: Geometry) -> CppPlan:
         vector_bytes, x = find_toolchain().vector_bytes, tensors[0]
         facts, threads = self._facts(direction), self.plan_key(x.device)
-        by_channels = direction == "backward" and lanes_are_channels(facts, vector_bytes, tensors, geometry)
-        tiles = tiles_of(facts, vector_bytes, by_channels)
+        lanes = lanes_of(facts, direction, vector_bytes, tensors, geometry)
+        tiles = tiles_of(facts, vector_bytes, lanes)
         count = ranked(self.facts, x, geometry)
-        function = self._library(direction, x.dtype, geometry.ignores_padding, count, by_channels)
-        return plan_of(facts, direction, tiles, vector_bytes, tensors, geometry, threads, function, by_channels)
+        function = self._library(direction, x.dtype, geometry.ignores_padding, count, lanes)
+        return plan_of(facts, direction, tiles, vector_bytes, tensors, geometry, threads, function, lanes)
 
     def call(self, plan: CppPlan, tensors: Sequence[torch.Tensor | None], numbers: Sequence[float]) -> None:
         arguments, held = plan.arguments(tensors, self.roles_and_axes)
@@ -99,24 +99,24 @@ class CppKernel(NativeKernel[CppPlan]):
         """What tiles and strips of a pass follow from."""
         return self.facts.for_inference() if direction == "inference" else self.facts
 
-    def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int, by_channels: bool) -> Any:
+    def _library(self, direction: str, dtype: torch.dtype, ignore: bool, count: int, lanes: Lanes) -> Any:
         """The compiled function for a pass, a dtype, a kind of padding, a count of values in order, a kind of lanes."""
-        key = direction, dtype, ignore, count, by_channels
+        key = direction, dtype, ignore, count, lanes
         with self._lock.held():
             if key not in self._libraries:
                 self._libraries[key] = self._built(find_toolchain(), *key)
             return self._libraries[key]
 
     def _built(
-        self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int, by_channels: bool
+        self, toolchain: Toolchain, direction: str, dtype: torch.dtype, ignore: bool, count: int, lanes: Lanes
     ) -> Any:
         facts = self._facts(direction)
-        tiles, heavy = tiles_of(facts, toolchain.vector_bytes, by_channels), facts.of(direction).heavy
+        tiles, heavy = tiles_of(facts, toolchain.vector_bytes, lanes), facts.of(direction).heavy
         keeps_nothing, direction = direction == "inference", direction.replace("inference", "forward")
         options = [
             *defines_of(direction, dtype, ignore, count),
             *["-DSYMCONV_FORGETS"] * keeps_nothing,
-            *["-DSYMCONV_BY_CHANNELS"] * by_channels,
+            f"-DSYMCONV_LANES_ARE_{lanes.upper()}",
             f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}",
             *["-DSYMCONV_SLEEF"] * toolchain.sleef,
             *tiles.options(),

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,14 +21,17 @@ from .native import ShapeError
 from .native_facts import Facts, PassFacts
 from .native_plan import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
 
+#: What lies in the lanes of the vectors of a library.
+Lanes = Literal["windows", "filters", "channels"]
 
-def tiles_of(facts: Facts, vector_bytes: int, by_channels: bool = False) -> Tiles:
+
+def tiles_of(facts: Facts, vector_bytes: int, lanes: Lanes = "windows") -> Tiles:
     """The tiles of a kernel: as large as the registers hold, smaller where functions need registers of their own.
 
     Args:
         facts: of the kernel.
         vector_bytes: of a register.
-        by_channels: whether the lanes of the vectors of its backward pass are channels.
+        lanes: of its vectors.
     """
     registers = 32 if vector_bytes == 64 else 16
     room = registers // 2
@@ -45,9 +48,12 @@ def tiles_of(facts: Facts, vector_bytes: int, by_channels: bool = False) -> Tile
     bank_taps = min(bank // bank_filters, 4)
     taps, places = ((back if heavy else light) // (4 * max(facts.image_sums, 1)) for light in (registers, 16))
     image_row = 2 * power_below(places)
-    if by_channels:
-        # Registers without those of a tap's own numbers: sums of pixels, and of filters at taps that lie side by side.
-        sums = (28 if registers == 32 else 12) // CHANNEL_VECTORS // (1 if not heavy else 2 if heavy == 1 else 4)
+    # Registers without those of a tap's own numbers, for vectors of channels or filters that lie side by side.
+    free = (28 if registers == 32 else 12) // CHANNEL_VECTORS
+    if lanes == "filters":
+        filters, vectors = max(free // state // (2 if facts.forward.heavy else 1), 1), CHANNEL_VECTORS
+    if lanes == "channels":  # sums of pixels, and of filters at taps
+        sums = free // (1 if not heavy else 2 if heavy == 1 else 4)
         image_row, bank = (max(sums // max(each, 1), 1) for each in (facts.image_sums, facts.weight_sums))
         bank_taps = min(bank, 3)
         bank_filters = power_below(bank // bank_taps)
@@ -64,7 +70,7 @@ def cache_bytes() -> int:
         return 512 * 1024
 
 
-#: Vectors of channels that lie side by side where the lanes are channels, see `window.hpp`.
+#: Vectors of channels or filters that lie side by side where they are the lanes, see `window.hpp`.
 CHANNEL_VECTORS = 2
 #: For fewer filters pixels sum their gradients, because adding to them tap by tap would be most of the work; unless a
 #: strip is short for what its windows see, which each of these filters then looks at once more.
@@ -79,7 +85,7 @@ MANY_WINDOWS = 768
 JOINT_FILTERS = 16
 #: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
 MOST_PLACES = 2**31
-#: Channels fill vectors if whole blocks of them have at most so many times as many.
+#: Channels or filters fill vectors if whole blocks of them have at most so many times as many.
 MOST_PADDING = 1.25
 #: For fewer windows of an image most vectors of them are not full.
 FEW_WINDOWS = 100
@@ -96,9 +102,9 @@ class CppPlan(Plan):
     Args:
         threads: that share the strips.
         by_filters: whether they share the filters instead for the gradients of weights.
-        more_strips: that the gradients of weights sum together with one, then.
+        more_strips: that are at hand together with one.
         by_positions: whether gradients go straight to the taps that a maximum has chosen.
-        by_channels: whether the lanes of vectors are channels and not windows.
+        lanes: of its vectors.
         geometry: the strips and the geometry, as the library reads them.
         function: of the library.
     """
@@ -106,7 +112,7 @@ class CppPlan(Plan):
     threads: int
     by_filters: bool
     by_positions: bool
-    by_channels: bool
+    lanes: Lanes
     more_strips: int
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
@@ -142,7 +148,7 @@ def plan_of(
     geometry: Geometry,
     threads: int,
     function: Any,
-    by_channels: bool = False,
+    lanes: Lanes = "windows",
 ) -> CppPlan:
     """The plan for tensors of these shapes.
 
@@ -154,14 +160,14 @@ def plan_of(
         tensors, geometry: of the call.
         threads: that may share it.
         function: of the library.
-        by_channels: whether the lanes of its vectors are channels.
+        lanes: of its vectors.
 
     Raises:
         ShapeError: if a strip sees too much of the image.
     """
     real = real_bytes(tensors[0].dtype)
     backward = direction == "backward"
-    layer = _Layer(facts, backward, tiles, vector_bytes // real, real, tensors, geometry, threads, by_channels)
+    layer = _Layer(facts, backward, tiles, vector_bytes // real, real, tensors, geometry, threads, lanes)
     strip = layer.strip()
     places = max(layer.channels) * layer.line.planes * (strip + layer.line.halo + layer.width)
     if places >= MOST_PLACES:
@@ -181,32 +187,38 @@ def plan_of(
         team,
         by_filters,
         by_positions,
-        by_channels,
+        lanes,
         more_strips,
         ctypes.pointer(layer.line.native_geometry(strip, filter_step, **chosen)),
         function,
     )
 
 
-def lanes_are_channels(facts: Facts, vector_bytes: int, tensors: Sequence[torch.Tensor], geometry: Geometry) -> bool:
-    """Whether the lanes of vectors of a backward pass had better be channels than windows.
+def lanes_of(
+    facts: Facts, direction: str, vector_bytes: int, tensors: Sequence[torch.Tensor], geometry: Geometry
+) -> Lanes:
+    """What had better lie in the lanes of the vectors of a pass.
 
-    So none is idle at the ends of rows of windows, and the gradients of weights need no sum of lanes.  Channels must
-    fill the vectors, and windows not reach so far that margins of zeros around them were most of the work.  Where
+    Filters in a forward pass and channels in a backward pass leave no lane idle at the ends of rows of windows, load
+    weights from aligned memory, and sum no lanes for the gradients of weights; but they must fill the vectors.  Where
     registers are few a tile loads more for each product; it pays where taps do more than that, or windows are few.
     """
-    if not facts.by_channels or geometry.ignores_padding:
-        return False
-    channels, *others = channels_of(facts, tensors, geometry.groups)
+    backward, line = direction == "backward", line_of(tensors[0], geometry)
+    possible = facts.channel_lanes if backward else facts.filter_lanes and facts.per_filter
+    light = facts.of(direction).cost <= 2
+    if not possible or geometry.ignores_padding or (vector_bytes < 64 and light and line.length >= FEW_WINDOWS):
+        return "windows"
     block = CHANNEL_VECTORS * vector_bytes // real_bytes(tensors[0].dtype)
-    line = line_of(tensors[0], geometry)
-    return (
-        all(each == channels for each in others)
-        and -(-channels // block) * block <= MOST_PADDING * channels
-        and geometry.out_channels // geometry.groups >= FEW_FILTERS
-        and line.halo <= line.length
-        and (vector_bytes == 64 or facts.backward.cost > 2 or line.length < FEW_WINDOWS)
-    )
+    filters = geometry.out_channels // geometry.groups
+    channels, *others = channels_of(facts, tensors, geometry.groups)
+    in_lanes = channels if backward else filters
+    if -(-in_lanes // block) * block > MOST_PADDING * in_lanes:
+        return "windows"
+    if not backward:
+        return "filters"
+    # Margins of zeros around the windows must not be most of the work.
+    alike = all(each == channels for each in others)
+    return "channels" if alike and filters >= FEW_FILTERS and line.halo <= line.length else "windows"
 
 
 @dataclass(frozen=True)
@@ -226,7 +238,7 @@ class _Layer:
     tensors: Sequence[torch.Tensor]
     geometry: Geometry
     threads: int
-    by_channels: bool
+    lanes: Lanes
 
     @property
     def work(self) -> PassFacts:
@@ -260,6 +272,11 @@ class _Layer:
         """Places of a tile of vectors, of which a strip is a multiple."""
         return self.width * (self.tiles.backward_vectors if self.backward else self.tiles.vectors)
 
+    @property
+    def block(self) -> int:
+        """Filters of a tile of the forward pass."""
+        return CHANNEL_VECTORS * self.width if self.lanes == "filters" else self.tiles.filters
+
     @functools.cached_property
     def share(self) -> int:
         """The bytes of the call for each thread: scratch memory should be less, however large a cache is.
@@ -273,7 +290,7 @@ class _Layer:
             for is_input in (True, False)
         )
         outputs = math.prod(self.geometry.output_shape(self.tensors[0].shape))
-        forward, backward = inputs + outputs // 4, inputs + outputs // 2 + others // 4
+        forward, backward = inputs + outputs // 4 + others // 8, inputs + outputs // 2 + others // 4
         share = backward // 2 if self.backward else forward // self.threads
         return max(self.real * share, LEAST_SCRATCH)
 
@@ -315,16 +332,23 @@ class _Layer:
 
     def filter_step(self, strip: int) -> int:
         """Filters whose values are held together: what fits the cache, and enough ranges for all threads."""
-        rows, filters = self.tiles.filters, self.filters
+        rows, filters = self.block, self.filters
         step, per_filter = filters, self.per_filter * (strip + self.margin(strip))
-        budget = self.budget // 2 if self.by_channels else self.budget  # pixels add up many filters at once
+        budget = self.budget // 2 if self.lanes == "channels" else self.budget  # pixels add up many filters at once
         if per_filter * filters > budget:
             step = max(budget // per_filter // rows * rows, min(rows, filters))
         strips = self.lines * -(-self.line.length // strip)
         if not self.backward and strips < self.threads and filters >= 2 * rows:
             parts = -(-self.threads // max(strips, 1))
             step = min(step, -(-filters // (parts * rows)) * rows)
+        if self.lanes == "filters":
+            step = rows if self.streams_weights() else -(-step // rows) * rows
         return step
+
+    def streams_weights(self) -> bool:
+        """Whether the weights of a group do not stay in the cache from one strip to the next."""
+        weights = self.real * self.channels[0] * self.taps * self.filters
+        return "oct" in self.facts.axes and weights > cache_bytes() // 2
 
     def by_positions(self) -> bool:
         """Whether it is less work to go to the taps that have gradients than to pass by all."""
@@ -335,7 +359,7 @@ class _Layer:
 
         As far as windows reach, and a tile of pixels.
         """
-        if self.by_channels:
+        if self.lanes == "channels":
             return -(-(self.line.halo + self.tiles.image_row) // self.width) * self.width
         few = self.filters < FEW_FILTERS and 2 * strip >= self.filters * self.line.halo
         if not (self.backward and self.facts.gathers and few) or self.by_positions():
@@ -360,14 +384,19 @@ class _Layer:
         return balanced and many
 
     def more_strips(self, strip: int) -> int:
-        """The strips beyond the first whose windows the gradients of weights sum together, so that fewer are added up.
+        """The strips beyond the first that are at hand together.
 
-        No others where functions take so long at each tap that adding lanes is little, and the memory of strips much.
+        In a forward pass a block of weights, where they come from memory, serves them all.  The gradients of weights
+        sum their windows together, so that fewer are added up; no others where functions take so long at each tap that
+        adding lanes is little, and the memory of strips much.
         """
+        strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
+        if self.lanes == "filters" and self.streams_weights():
+            held = self.per_seen * (strip + self.line.halo) + self.per_filter * self.block * strip
+            return min(max(self.budget // held, 1), max(strips, 1)) - 1
         if not self.by_filters() or self.by_positions() or self.facts.backward.heavy:
             return 0
-        strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
         turns = max(round(strips * strip / MANY_WINDOWS), 1)
         held = self.per_seen * (strip + self.line.halo) + self.per_filter * min(self.filters, JOINT_FILTERS) * strip
-        turns = max(turns, -(-strips * held // (self.share if self.by_channels else 2 * self.share)))
+        turns = max(turns, -(-strips * held // (self.share if self.lanes == "channels" else 2 * self.share)))
         return max(-(-strips // turns), 1) - 1

@@ -1,6 +1,7 @@
 """The text of a kernel for CPUs: that of `native_source`, with what is computed once per pixel or weight.
 
-Where filters are few, or lanes are channels, pixels sum their gradients: they look for the windows that see them.
+The lanes of vectors can be filters or channels.  Where filters are few, or lanes are channels, pixels sum their
+gradients: they look for the windows that see them.
 """
 
 from __future__ import annotations
@@ -57,6 +58,15 @@ class CppPass(LiftingPass):
 class CppForward(CppPass, Forward):
     """The forward pass, which puts together and writes one row of outputs at a time."""
 
+    def layout(self, varies: tuple[bool, bool]) -> str:
+        return "ForwardLayout"
+
+    def context(self) -> dict[str, Any]:
+        return {**super().context(), "filter_lanes": self.schedule.filter_lanes}
+
+    def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
+        return super().sweep(sweep, name) | {"filter_lanes": self.schedule.filter_lanes}
+
     def values(self) -> list[tuple[str, str, str]]:
         return [value for value in super().values() if value[0] != "output"]
 
@@ -70,7 +80,7 @@ class CppBackward(CppPass, Backward):
     def context(self) -> dict[str, Any]:
         if any(sweep.gathers for sweep in self.sweeps.values()):
             self.shared["looks"] = ("Looks", "windows, arena")
-        channel_sweep = next((each for each in self.printed if each["by_channels"]), None)
+        channel_sweep = next((each for each in self.printed if each["channel_lanes"]), None)
         return {**super().context(), "channel_sweep": channel_sweep}
 
     def sweep(self, sweep: Sweep, name: str) -> dict[str, Any]:
@@ -80,7 +90,7 @@ class CppBackward(CppPass, Backward):
         return {
             **printed,
             "gathers": sweep.gathers,
-            "by_channels": self.schedule.by_channels and sweep.by_channels,
+            "channel_lanes": self.schedule.channel_lanes and sweep.channel_lanes,
             "bounded": bounded,
             "positions": [] if printed["others"] else positions,
         }

@@ -99,7 +99,8 @@ class Facts:
         weight_sums: gradients of other operands that they give.
         repeats: whether the backward pass begins with sweeps that fill accumulators anew.
         gathers: whether pixels can sum their gradients.
-        by_channels: whether the lanes of the vectors of a backward pass can be channels.
+        filter_lanes: whether the lanes of the vectors of a forward pass can be filters.
+        channel_lanes: whether those of a backward pass can be channels.
         positions: the most positions of which a sweep knows that all other taps have no gradient; 0 if there is none.
         flat_forward, flat_backward: of the passes of a CUDA kernel that are flat.
     """
@@ -119,7 +120,8 @@ class Facts:
     weight_sums: int
     repeats: bool
     gathers: bool
-    by_channels: bool
+    filter_lanes: bool
+    channel_lanes: bool
     positions: int
     flat_forward: FlatForward | None = None
     flat_backward: FlatBackward | None = None
@@ -173,7 +175,8 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         weight_sums=len(sinks) - sum(sinks),
         repeats=any(not sweep.gradients for sweep in schedule.backward),
         gathers=any(sweep.gathers for sweep in schedule.backward),
-        by_channels=schedule.by_channels,
+        filter_lanes=schedule.filter_lanes,
+        channel_lanes=schedule.channel_lanes,
         positions=max((len(sweep.positions) for sweep in schedule.backward), default=0),
     )
 

@@ -25,7 +25,7 @@ class Tiles:
     """What the innermost loops hold in registers.
 
     Args:
-        filters, vectors: of a tile of the forward pass.
+        filters, vectors: of a tile of the forward pass; windows, and vectors of filters, if lanes are filters.
         row: vectors of a tile of one filter.
         backward_vectors: vectors of a tile of sweeps of the backward pass.
         image_taps: taps of a tile of the gradients of images.

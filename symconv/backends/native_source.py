@@ -170,6 +170,7 @@ class Pass(Members):
             "name": name,
             "id": self.id(sweep.where),
             "inside": "t" in sweep.where.axes,
+            "filter_lanes": False,
             "doc": "; ".join(map(summary, sweep.accumulators)) or self.doc_of(sweep).removesuffix("."),
             "before": before,
             "names": [self.identifier(symbol) for symbol in sweep.names],

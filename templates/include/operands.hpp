@@ -112,11 +112,11 @@ template <int BLOCK> inline int64_t padded_filters(const Windows& windows)
     return ceil_div(windows.geometry.filters, BLOCK) * BLOCK;
 }
 
-/// Whether the last filters are read in blocks as well, which zeros fill up.
+/// Whether the last filters are read in blocks as well; copies of the last one fill them up where the lanes are filters, else zeros.
 #ifdef FLAT
 constexpr bool WHOLE_BLOCKS = true;
 #else
-constexpr bool WHOLE_BLOCKS = false;
+constexpr bool WHOLE_BLOCKS = LANES_ARE_FILTERS;
 #endif
 
 /// How weights lie for a tile of filters, to which the taps come: in blocks of filters, one tap after the other; filters that
@@ -133,6 +133,8 @@ template <int BLOCK> struct ByFilters {
     {
         return one_of<F>(packed + f * step + k * F, i);
     }
+    /// The values of a block of filters at a tap.
+    static SYMCONV_INLINE const real* block(const real* packed, int64_t step, int64_t f, int64_t k) { return packed + f * step + k * BLOCK; }
 };
 
 /// How weights lie for a tile of taps, to which the filters come: in blocks of taps, one filter after the other.
@@ -164,7 +166,7 @@ inline real* laid_out(ByFilters<BLOCK>, const Windows& windows, int64_t count, A
             const int64_t group = row / blocks, f = row % blocks * BLOCK;
             real* block = packed + (group * padded + f) * taps + k * BLOCK;
             UNROLL for (int i = 0; i < BLOCK; ++i)
-                block[i] = f + i < filters ? element(group, f + i, k) : real(0);
+                block[i] = f + i < filters || LANES_ARE_FILTERS ? element(group, least(f + i, filters - 1), k) : real(0);
         });
     spread(g.threads, arena.fills ? groups * left : 0, taps, [&](int64_t row, int64_t k) {
         const int64_t group = row / left, f = whole + row % left;
@@ -225,6 +227,20 @@ struct ChannelPlace {
     int i, v;
 };
 
+/// A vector of filters at one tap of a window, where the lanes are filters: vector `v` of those from f on, tap `k`, and the window
+/// `i` places behind place `q` in the strip.
+struct FilterPlace {
+    int64_t f, k, q;
+    int i, v;
+};
+
+/// One vector of a tile of the forward pass.
+#ifdef SYMCONV_LANES_ARE_FILTERS
+template <int F> SYMCONV_INLINE FilterPlace in_tile(int64_t f, int i, int64_t k, int64_t q, int v) { return {f, k, q, i, v}; }
+#else
+template <int F> SYMCONV_INLINE Place<F> in_tile(int64_t f, int i, int64_t k, int64_t q, int v) { return {f, i, k, q + v * WIDTH}; }
+#endif
+
 /// An input in planes, or the gradient of one; OWN: in the output's own channel, so that each filter has another one.
 template <bool OWN> struct Image {
     real* planes;
@@ -253,9 +269,15 @@ template <bool OWN> struct Image {
             to(p)[lane] += value;
     }
 
+    vec operator()(FilterPlace p) const
+    {
+        const real* first = planes + at[p.k] + p.q;  // compilers are to add up what tiles share once
+        return splat(first[p.i]);
+    }
+
     real* to(ChannelPlace p) const
     {
-        real* first = planes + p.pixel;  // compilers are to add up what tiles share once
+        real* first = planes + p.pixel;
         return first + (p.i * CHANNEL_BLOCK + p.v * WIDTH);
     }
     vec operator()(ChannelPlace p) const { return load(to(p)); }
@@ -273,6 +295,13 @@ template <bool PER_FILTER, bool PER_TAP, class Layout> struct Bank {
             return splat(Layout::template value<F>(packed, step, p.f, p.i, p.k));
         else if constexpr (PER_FILTER)
             return splat(packed[p.f + p.i]);
+        else
+            return splat(packed[PER_TAP ? p.k : 0]);
+    }
+    vec operator()(FilterPlace p) const
+    {
+        if constexpr (PER_FILTER)
+            return load((PER_TAP ? Layout::block(packed, step, p.f, p.k) : packed + p.f) + p.v * WIDTH);
         else
             return splat(packed[PER_TAP ? p.k : 0]);
     }
@@ -303,6 +332,12 @@ template <class T, bool BY_FILTER, bool BY_PLACE> struct PerWindow {
     }
     template <int F> void add(Place<F> p, vec value) const { store(to(p), load(to(p)) + value); }
 
+    vec operator()(FilterPlace p) const
+    {
+        static_assert(!BY_FILTER, "what each filter has for a window does not lie side by side");
+        const T* first = data + (BY_PLACE ? at[p.k] * step : 0) + p.q;
+        return splat(first[p.i]);
+    }
     vec operator()(ChannelPlace p) const
     {
         const T* first = data + (BY_FILTER ? p.f * filter : 0) + p.window;
@@ -321,19 +356,25 @@ struct Number {
 /// A number for each k: an offset, the number of the channel or of the tap.
 struct Numbers {
     const real* values;
-    template <int F> vec operator()(Place<F> p) const { return splat(values[p.k]); }
+    template <class At> vec operator()(At p) const { return splat(values[p.k]); }
 };
 
 /// The number of the filter.
 struct Filter {
     int64_t first;
     template <int F> vec operator()(Place<F> p) const { return splat(real(first + p.f + p.i)); }
+#ifdef SYMCONV_LANES_ARE_FILTERS
+    vec operator()(FilterPlace p) const
+    {
+        return splat(real(first + p.f + p.v * WIDTH)) + converted(numbered(std::make_integer_sequence<int, WIDTH>{}));
+    }
+#endif
 };
 
 /// The scan position.
 struct Scan {
     const int* at;
-    template <int F> ivec operator()(Place<F> p) const { return splat_int(integer(at ? at[p.k] : p.k)); }
+    template <class At> ivec operator()(At p) const { return splat_int(integer(at ? at[p.k] : p.k)); }
 };
 
 #ifdef SYMCONV_IGNORE
@@ -351,7 +392,7 @@ inline Inside make_inside(const real* planes, const Windows& windows, const Doma
 #else
 /// Taps outside the image read 0, and all count.
 struct Inside {
-    template <int F> Everywhere operator()(Place<F>) const { return {}; }
+    template <class At> Everywhere operator()(At) const { return {}; }
 };
 
 inline Inside make_inside(const real*, const Windows&, const Domain&, Arena&) { return {}; }
@@ -363,7 +404,7 @@ template <bool VALUE> struct Known {
 };
 
 /// Whether a tap counts.  WHOLE: all do.
-template <bool WHOLE, class Which, int F> SYMCONV_INLINE auto counts(const Which& which, Place<F> here)
+template <bool WHOLE, class Which, class At> SYMCONV_INLINE auto counts(const Which& which, At here)
 {
     if constexpr (WHOLE)
         return Everywhere{};

@@ -19,9 +19,23 @@ template <class From> inline vec load_row(const From* from, int64_t count)
     }
 }
 
-/// A vector of taps of each filter of a block, one tap after the other; the filters' rows lie `filter` elements apart.
-template <int BLOCK> inline void put_taps(real* to, const storage* from, int64_t filter, int64_t count)
+/// A vector of taps of each filter of a block, one tap after the other; the filters' rows lie `filter` elements apart.  Of a
+/// block of several vectors there may be fewer `filters`: it ends with copies of the last one, which give nothing that is not
+/// finite elsewhere.
+template <int BLOCK> inline void put_taps(real* to, const storage* from, int64_t filter, int64_t filters, int64_t count)
 {
+    if constexpr (BLOCK > WIDTH) {
+        for (int first = 0; first < BLOCK; first += WIDTH) {
+            vec rows[WIDTH];
+            UNROLL for (int i = 0; i < WIDTH; ++i)
+                rows[i] = load_row(from + least(first + i, filters - 1) * filter, count);
+            weave_rows(rows);
+            UNROLL for (int i = 0; i < WIDTH; ++i)
+                if (i < count)
+                    store(to + i * BLOCK + first, rows[i]);
+        }
+        return;
+    }
     vec rows[BLOCK];
     UNROLL for (int i = 0; i < BLOCK; ++i)
         rows[i] = load_row(from + i * filter, count);
@@ -42,17 +56,18 @@ struct Taps {
     const storage* of(int64_t group, int64_t f) const { return data + elements.first + group * elements.group + f * elements.filter; }
 };
 
-/// In blocks of filters; those that are left over have a row each.
+/// In blocks of filters; those that are left over have a row each, unless blocks are whole.
 template <int BLOCK> APART void put_blocks(ByFilters<BLOCK> layout, real* packed, Taps from, const Windows& windows, int64_t count)
 {
     const Geometry& g = windows.geometry;
-    const int64_t blocks = g.filters / BLOCK, rows = blocks + g.filters % BLOCK;
+    const int64_t blocks = WHOLE_BLOCKS ? ceil_div(g.filters, BLOCK) : g.filters / BLOCK;
+    const int64_t rows = WHOLE_BLOCKS ? blocks : blocks + g.filters % BLOCK;
     spread(g.threads, g.groups * rows, ceil_div(count, WIDTH), g.groups * g.filters * count, [&](int64_t row, int64_t vector) {
         const int64_t group = row / rows, block = row % rows, k = vector * WIDTH, taps = least(count - k, WIDTH);
         const int64_t f = block < blocks ? block * BLOCK : blocks * BLOCK + block - blocks;
         real* to = packed + layout.at(windows, count, group, f);
         if (block < blocks)
-            put_taps<BLOCK>(to + k * BLOCK, from.of(group, f) + k, from.elements.filter, taps);
+            put_taps<BLOCK>(to + k * BLOCK, from.of(group, f) + k, from.elements.filter, g.filters - f, taps);
         else
             copy(to + k, 1, from.of(group, f) + k, 1, taps);
     });
@@ -95,8 +110,15 @@ struct ByChannels {
     }
 };
 
+/// How weights lie that a forward pass reads.
+#ifdef SYMCONV_LANES_ARE_FILTERS
+using ForwardLayout = ByFilters<FORWARD_VECTORS * WIDTH>;
+#elif defined(FORWARD_FILTERS)
+using ForwardLayout = ByFilters<FORWARD_FILTERS>;
+#endif
+
 /// How the weights lie of which a backward pass makes gradients.
-#ifdef SYMCONV_BY_CHANNELS
+#ifdef SYMCONV_LANES_ARE_CHANNELS
 using GradientLayout = ByChannels;
 #elif defined(IMAGE_TAPS)
 using GradientLayout = ByTaps<IMAGE_TAPS>;

@@ -185,6 +185,66 @@ inline void told_tiles(const WholeWindows& whole, int64_t rows, int64_t length, 
     (void)whole;
 }
 
+/// The same for a pass whose lanes may be filters.  Then tiles are `ROWS` windows, which rows of windows begin and end where they can,
+/// at VECTORS vectors of filters; half as many windows where a row has no more left.
+template <int ROWS, int VECTORS, int ROW, class Body>
+inline void told_tiles(const WholeWindows& whole, const WindowRows& window_rows, int64_t rows, int64_t length, Body body)
+{
+    if constexpr (!LANES_ARE_FILTERS)
+        return told_tiles<ROWS, VECTORS, ROW>(whole, rows, length, body);
+    constexpr int HALF = (ROWS + 1) / 2;
+    for (int64_t f = 0; f < rows; f += VECTORS * WIDTH) {
+        int64_t q = 0;
+        for (const auto [begin, end] : window_rows)
+            for (q = most(q, begin); q < end;)
+                if (end - q <= HALF) {
+                    body(Size<HALF>{}, Size<VECTORS>{}, Known<true>{}, f, q);
+                    q += HALF;
+                } else {
+                    body(Size<ROWS>{}, Size<VECTORS>{}, Known<true>{}, f, q);
+                    q += ROWS;
+                }
+    }
+}
+
+/// A tile in smaller ones, a vector at a time if lanes are windows, a window at a time if they are filters: body(rows of the tile,
+/// vectors of the tile, first place).
+template <int F, int V, class Body> inline void small_tiles(int64_t q, Body body)
+{
+    if constexpr (LANES_ARE_FILTERS)
+        for (int i = 0; i < F; ++i)
+            body(Size<1>{}, Size<V>{}, q + i);
+    else
+        for (int v = 0; v < V; ++v)
+            body(Size<F>{}, Size<1>{}, q + v * WIDTH);
+}
+
+/// Put what a tile has found into the values of its windows, which have a row for each filter: found(i, v), vectors of the tile.
+template <int F, int V, class Value, class Found>
+SYMCONV_INLINE void put_tile(Value* values, const Windows& windows, int64_t f, int64_t q, Found found)
+{
+    const int64_t row = windows.row_length();
+    real* const first = reinterpret_cast<real*>(values) + f * row + q;  // whole numbers are moved as they are
+    const auto moved = [&](int i, int v) { return reinterpret_cast<vec>(found(i, v)); };
+    if constexpr (!LANES_ARE_FILTERS) {
+        UNROLL for (int i = 0; i < F; ++i)
+            UNROLL for (int v = 0; v < V; ++v)
+                store(first + i * row + v * WIDTH, moved(i, v));
+        return;
+    }
+    const int64_t count = least(F, windows.geometry.strip - q);
+    UNROLL for (int v = 0; v < V; ++v)
+        UNROLL for (int window = 0; window < F; window += WIDTH) {
+            const First together{most(least(count - window, WIDTH), 0)};
+            vec rows[WIDTH];
+            UNROLL for (int i = 0; i < WIDTH; ++i)
+                rows[i] = window + i < F ? moved(window + i, v) : splat(0);
+            weave_rows(rows);
+            UNROLL for (int i = 0; i < WIDTH; ++i)
+                together.store(first + (v * WIDTH + i) * row + window, rows[i]);
+        }
+}
+
 /// Cut the taps of a domain into tiles: body(taps of the tile, vectors of the tile, first tap, first place).  Where few
 /// filters give to a pixel, tap after tap in long rows: taps of a tile add to the same pixels, and would wait for each other.
 template <int TAPS, int VECTORS, int ROW, class Body>
@@ -375,6 +435,21 @@ struct BankSink {
                     first[i * elements->filter + place] += found[i][j];
     }
 };
+
+// -- Several strips at hand --------------------------------------------------------------------------------------------
+
+/// A pass for each of so many strips, whose planes are at hand together: made(the first of them, of which the others know).
+template <class Pass, class Made> inline Pass* joint_strips(int64_t count, Arena& arena, Made made)
+{
+    Pass* parts = arena.take<Pass>(count);
+    const Pass first = made(static_cast<const Pass*>(nullptr));
+    for (int64_t i = 0; i < count; ++i) {
+        const Pass part = i == 0 ? first : made(&first);
+        if (parts)
+            new (parts + i) Pass(part);
+    }
+    return parts;
+}
 
 // -- Threads ------------------------------------------------------------------------------------------------------------
 

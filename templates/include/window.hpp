@@ -24,21 +24,35 @@ struct Geometry {
     int64_t strip;        // windows of a strip, a multiple of the vectors of a tile
     int64_t filter_step;  // filters that are computed together
     int64_t by_filters;   // whether threads share out filters for the gradients of weights, and not images
-    int64_t more_strips;  // that they sum together with a strip then
+    int64_t more_strips;  // that are at hand together with one
     int64_t margin;       // places around a strip where pixels look for windows that see them, 0 if they do not
     int64_t by_positions; // whether gradients go straight to the taps at the positions of maxima
     int64_t overwrites;   // whether gradients of images are written where nothing was added yet, and not added to zeros
     int64_t threads;      // of a CPU that share the work
 };
 
-/// Vectors of channels that lie side by side where the lanes of vectors are channels, and not windows; and their numbers.
-constexpr int CHANNEL_VECTORS = 2;
-#ifdef SYMCONV_BY_CHANNELS
-constexpr int CHANNEL_BLOCK = CHANNEL_VECTORS * WIDTH;
-/// Places behind those of an image that its last tile of pixels may reach.
-constexpr int SPARE_PLACES = IMAGE_ROW - 1;
+/// What lies in the lanes of vectors: windows; or, in a forward pass, filters; or, in a backward pass, channels.
+#if defined(SYMCONV_LANES_ARE_FILTERS)
+constexpr bool LANES_ARE_FILTERS = true;
 #else
-constexpr int CHANNEL_BLOCK = 1, SPARE_PLACES = 0;
+constexpr bool LANES_ARE_FILTERS = false;
+#endif
+
+/// Vectors of channels that lie side by side where the lanes are channels; and their numbers.
+constexpr int CHANNEL_VECTORS = 2;
+#ifdef SYMCONV_LANES_ARE_CHANNELS
+constexpr int CHANNEL_BLOCK = CHANNEL_VECTORS * WIDTH;
+#else
+constexpr int CHANNEL_BLOCK = 1;
+#endif
+
+/// Places behind those of an image that its last tile of pixels or windows may reach.
+#if defined(SYMCONV_LANES_ARE_CHANNELS)
+constexpr int SPARE_PLACES = IMAGE_ROW - 1;
+#elif defined(SYMCONV_LANES_ARE_FILTERS)
+constexpr int SPARE_PLACES = FORWARD_FILTERS - 1;
+#else
+constexpr int SPARE_PLACES = 0;
 #endif
 
 /// A tensor: where it is, and the distances of its elements along n, channel, tap, z, y, x.
