@@ -98,7 +98,7 @@ class Chain:
     def settled(self, slope: sp.Expr) -> sp.Expr:
         """A slope of the window, finite also if no tap counts, as far as is known: then it is that of other nodes.
 
-        Any finite one will do, because nothing moves in such a window: what it multiplies is 0 there.
+        Any finite one will do where what it multiplies is 0 in such a window, as the motion of a sum is.
         """
         empty = {symbol: value for symbol, value in self.without_taps.items() if symbol in slope.free_symbols}
         if not empty or is_finite(replaced(slope, empty)):
@@ -301,12 +301,17 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
         if place.operand in directions
     }
 
+    still: set[sp.Symbol] = set()  # the nodes that do not move in a window without taps
+
     def dot(expr: sp.Expr) -> sp.Expr:
-        moving = sorted(expr.free_symbols & dots.keys(), key=sp.default_sort_key)
-        return sp.Add(*(chain.times(chain.settled(differentiate(expr, symbol)), dots[symbol]) for symbol in moving))
+        slopes = {symbol: differentiate(expr, symbol) for symbol in _moving(expr, dots)}
+        slopes |= {symbol: chain.settled(slope) for symbol, slope in slopes.items() if symbol in still}
+        return sp.Add(*(chain.times(slope, dots[symbol]) for symbol, slope in slopes.items()))
 
     for symbol, node in chain.nodes.items():
         record = record_of(node)
+        if (record.reduces and "t" in node.dims) or all(still.issuperset(_moving(each, dots)) for each in node.args):
+            still.add(symbol)
         if record.reduces:
             along = zip(record.adjoint(node, sp.S.One), map(dot, node.args))
             total = sp.Add(*(slope * motion for slope, motion in along))
@@ -315,3 +320,8 @@ def tangent(formula: Formula, names: Mapping[str, str]) -> Formula:
             motion = dot(node.args[0])
             dots[symbol] = record.adjoint(node, motion)[0] if motion != 0 else sp.S.Zero
     return Formula.of((), to_sympy(tidy(chain.whole(dot(chain.result)))))
+
+
+def _moving(expr: sp.Expr, dots: Mapping[sp.Symbol, sp.Expr]) -> list[sp.Symbol]:
+    """The symbols of an expression that move, in a fixed order."""
+    return sorted(expr.free_symbols & dots.keys(), key=sp.default_sort_key)

@@ -141,6 +141,31 @@ def test_slopes_that_are_infinite_without_taps(backend: str, formula: str) -> No
     assert torch.autograd.gradgradcheck(lambda x: sc.conv1d(formula, x, **options)[..., 2:-2], x)
 
 
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "max(max(x), p) + sum(x)",
+        "max(max(x), ste(1, p)) + sum(x)",
+        "sum(x) + sigmoid(min(x))*p",
+        "sum(x) + log(exp(max(x)) + p**2)",
+        "sum(x) + softplus(max(x) + p)",
+        "sum(x) + exp(max(max(x, dim=t)*d, dim=c) + p)*p",
+    ],
+)
+def test_parameters_move_in_windows_without_taps(backend: str, formula: str) -> None:
+    """Where maxima are infinite and slopes along them are not known, those along a parameter are."""
+    x, p = random(1, 1, 2), torch.tensor(-0.3, dtype=torch.float64)
+
+    def kernel(p: Tensor) -> Tensor:
+        given = {"p": p} | ({"d": torch.ones(1, dtype=torch.float64)} if "*d" in formula else {})
+        text = "p: param\n" + "d: param[c]\n" * ("*d" in formula) + formula
+        options = {"kernel_size": 1, "out_channels": 1, "padding": 1, "padding_mode": "ignore", "backend": backend}
+        return sc.conv1d(text, x, **given, **options)
+
+    _, y_dot = torch.func.jvp(kernel, (p,), (torch.ones_like(p),))
+    torch.testing.assert_close(y_dot, torch.autograd.functional.jacobian(kernel, p))
+
+
 def test_powers_of_0_whose_exponent_is_0(backend: str) -> None:
     x, w = torch.zeros(2, 1, 1, 1, dtype=torch.float64).requires_grad_()
     y = sc.conv1d("sum(x**w)", x, w, backend=backend)
