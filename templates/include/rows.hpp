@@ -154,16 +154,15 @@ struct PlaneRows {
     const ImageRows* begin() const { return found; }
     const ImageRows* end() const { return found + count; }
 
-    /// The places of a plane that windows of the strip see, from the first row of the image to the end of the last one.
-    std::pair<int64_t, int64_t> image_range(const Windows& windows, int64_t plane) const
+    /// visit(first place, end) for the rows of pixels of a plane that windows of the strip see.
+    template <class Visit> void pixels(const Windows& windows, int64_t plane, Visit visit) const
     {
-        int64_t first = windows.plane, last = 0;
+        const int64_t seen = windows.geometry.strip + windows.y.reach * windows.pitch + windows.x.reach;
         for (const ImageRows& each : *this)
-            if (each.plane == plane && each.inside > 0) {
-                first = least(first, each.at + each.before);
-                last = each.at + (each.rows - 1) * windows.pitch + each.before + each.inside;
+            for (int64_t row = 0; each.plane == plane && row < each.rows; ++row) {
+                const int64_t begin = each.at + row * windows.pitch + each.before;
+                visit(begin, least(begin + each.inside, seen));
             }
-        return {first, least(last, windows.geometry.strip + windows.y.reach * windows.pitch + windows.x.reach)};
     }
 
 private:

@@ -185,25 +185,40 @@ inline void told_tiles(const WholeWindows& whole, int64_t rows, int64_t length, 
     (void)whole;
 }
 
-/// The same for a pass whose lanes may be filters.  Then tiles are `ROWS` windows, which rows of windows begin and end where they can,
-/// at VECTORS vectors of filters; half as many windows where a row has no more left.
+/// Cut rows of places into tiles: body(places of the tile, first place), of half a tile where a row has no more left.  A tile goes on
+/// in the next row, and the one after it begins behind it.
+template <int PLACES, class Body> struct RowTiles {
+    static constexpr int HALF = (PLACES + 1) / 2;
+    Body body;
+    int64_t at = 0;
+
+    explicit RowTiles(Body body) : body(body) {}
+
+    /// The places of a row, behind those before.
+    void operator()(int64_t begin, int64_t end)
+    {
+        for (at = most(at, begin); at < end;)
+            if (end - at <= HALF) {
+                body(Size<HALF>{}, at);
+                at += HALF;
+            } else {
+                body(Size<PLACES>{}, at);
+                at += PLACES;
+            }
+    }
+};
+template <int PLACES, class Body> inline RowTiles<PLACES, Body> row_tiles(Body body) { return RowTiles<PLACES, Body>(body); }
+
+/// The same for a pass whose lanes may be filters.  Then tiles are of ROWS windows at VECTORS vectors of filters.
 template <int ROWS, int VECTORS, int ROW, class Body>
 inline void told_tiles(const WholeWindows& whole, const WindowRows& window_rows, int64_t rows, int64_t length, Body body)
 {
     if constexpr (!LANES_ARE_FILTERS)
         return told_tiles<ROWS, VECTORS, ROW>(whole, rows, length, body);
-    constexpr int HALF = (ROWS + 1) / 2;
     for (int64_t f = 0; f < rows; f += VECTORS * WIDTH) {
-        int64_t q = 0;
+        auto row = row_tiles<ROWS>([&](auto F, int64_t q) { body(F, Size<VECTORS>{}, Known<true>{}, f, q); });
         for (const auto [begin, end] : window_rows)
-            for (q = most(q, begin); q < end;)
-                if (end - q <= HALF) {
-                    body(Size<HALF>{}, Size<VECTORS>{}, Known<true>{}, f, q);
-                    q += HALF;
-                } else {
-                    body(Size<ROWS>{}, Size<VECTORS>{}, Known<true>{}, f, q);
-                    q += ROWS;
-                }
+            row(begin, end);
     }
 }
 
@@ -290,16 +305,14 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
     filter_tiles<FILTERS>(filters, row);
 }
 
-/// Cut the pixels of the planes of all channels into tiles, where the lanes are channels: body(block, plane, first place).
+/// Cut the pixels of the planes of all channels into tiles, where the lanes are channels: body(pixels of the tile, block, plane, first
+/// place).
 template <int PIXELS, class Body>
 inline void channel_tiles(const Windows& windows, const Looks& looks, const PlaneRows& plane_rows, int64_t channels, Body body)
 {
-    for (int64_t plane = 0; plane < looks.planes; ++plane) {
-        const auto [begin, end] = plane_rows.image_range(windows, plane);
+    for (int64_t plane = 0; plane < looks.planes; ++plane)
         for (int64_t block = 0; block < windows.blocks(channels); ++block)
-            for (int64_t p = begin; p < end; p += PIXELS)
-                body(block, plane, p);
-    }
+            plane_rows.pixels(windows, plane, row_tiles<PIXELS>([&](auto P, int64_t p) { body(P, block, plane, p); }));
 }
 
 /// Cut weights into tiles, where the lanes are channels: body(filters of the tile, taps of the tile, first filter, first tap,
