@@ -102,7 +102,8 @@ class CppPlan(Plan):
     Args:
         threads: that share the strips.
         by_filters: whether they share the filters instead for the gradients of weights.
-        more_strips: that are at hand together with one.
+        more_strips: that are at hand together with one, but for gradients of images.
+        more_images: whose gradients are at hand together with those of one.
         by_positions: whether gradients go straight to the taps that a maximum has chosen.
         lanes: of its vectors.
         geometry: the strips and the geometry, as the library reads them.
@@ -114,6 +115,7 @@ class CppPlan(Plan):
     by_positions: bool
     lanes: Lanes
     more_strips: int
+    more_images: int
     geometry: Any = field(repr=False)
     function: Any = field(repr=False)
     _scratch_bytes: list[int] = field(default_factory=list, repr=False, init=False)
@@ -175,10 +177,11 @@ def plan_of(
     filter_step = layer.filter_step(strip)
     by_filters, by_positions = layer.by_filters(), layer.by_positions()
     work = layer.lines * -(-layer.line.length // strip) * -(-layer.filters // filter_step)
-    more_strips = layer.more_strips(strip)
+    more_strips, more_images = layer.more_strips(strip), layer.more_images(strip, filter_step)
     team = threads if by_filters else min(threads, max(work, 1))
     chosen = {"by_filters": by_filters, "by_positions": by_positions, "margin": layer.margin(strip), "threads": team}
-    chosen |= {"more_strips": more_strips, "overwrites": layer.backward and layer.line.sees_all}
+    chosen |= {"more_strips": more_strips, "more_images": more_images}
+    chosen |= {"overwrites": layer.backward and layer.line.sees_all}
     return CppPlan(
         strip,
         filter_step,
@@ -189,6 +192,7 @@ def plan_of(
         by_positions,
         lanes,
         more_strips,
+        more_images,
         ctypes.pointer(layer.line.native_geometry(strip, filter_step, **chosen)),
         function,
     )
@@ -350,6 +354,12 @@ class _Layer:
         weights = self.real * self.channels[0] * self.taps * self.filters
         return "oct" in self.facts.axes and weights > cache_bytes() // 2
 
+    @property
+    def beside_weights(self) -> int:
+        """The bytes that are at hand beside a block of weights, where those come from memory."""
+        others = self.filters if self.backward else self.channels[0]
+        return min(cache_bytes() - self.real * CHANNEL_VECTORS * self.width * self.taps * others, self.share)
+
     def by_positions(self) -> bool:
         """Whether it is less work to go to the taps that have gradients than to pass by all."""
         return self.backward and 0 < self.facts.positions * MANY_TAPS <= self.channels[0] * self.taps
@@ -393,10 +403,19 @@ class _Layer:
         strips = self.tensors[0].shape[0] * self.line.lines * -(-self.line.length // strip)
         if self.lanes == "filters" and self.streams_weights():
             held = self.per_seen * (strip + self.line.halo) + self.per_filter * self.block * strip
-            return min(max(self.budget // held, 1), max(strips, 1)) - 1
+            return min(max(self.beside_weights // held, 1), max(strips, 1)) - 1
         if not self.by_filters() or self.by_positions() or self.facts.backward.heavy:
             return 0
         turns = max(round(strips * strip / MANY_WINDOWS), 1)
         held = self.per_seen * (strip + self.line.halo) + self.per_filter * min(self.filters, JOINT_FILTERS) * strip
         turns = max(turns, -(-strips * held // (self.share if self.lanes == "channels" else 2 * self.share)))
         return max(-(-strips // turns), 1) - 1
+
+    def more_images(self, strip: int, filter_step: int) -> int:
+        """The images beyond the first for whose gradients weights come once, where they come from memory."""
+        if self.lanes != "channels" or strip < self.line.length or not self.by_filters() or not self.streams_weights():
+            return 0
+        held = self.per_place * (strip + self.line.halo) + self.per_filter * filter_step * (strip + self.margin(strip))
+        each = -(-self.tensors[0].shape[0] * self.geometry.groups // self.threads)  # of a thread
+        turns = -(-each // max(self.beside_weights // held, 1))
+        return max(-(-each // max(turns, 1)), 1) - 1

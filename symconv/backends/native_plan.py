@@ -75,6 +75,7 @@ class NativeGeometry(ctypes.Structure):
         ("filter_step", ctypes.c_int64),
         ("by_filters", ctypes.c_int64),
         ("more_strips", ctypes.c_int64),
+        ("more_images", ctypes.c_int64),
         ("margin", ctypes.c_int64),
         ("by_positions", ctypes.c_int64),
         ("overwrites", ctypes.c_int64),

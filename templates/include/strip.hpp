@@ -305,14 +305,14 @@ inline void bank_tiles(int64_t filters, int64_t, int64_t taps, int64_t length, B
     filter_tiles<FILTERS>(filters, row);
 }
 
-/// Cut the pixels of the planes of all channels into tiles, where the lanes are channels: body(pixels of the tile, block, plane, first
-/// place).
-template <int PIXELS, class Body>
-inline void channel_tiles(const Windows& windows, const Looks& looks, const PlaneRows& plane_rows, int64_t channels, Body body)
+/// Cut the pixels of the planes of all channels into tiles, where the lanes are channels: body(strip, pixels of the tile, block, plane,
+/// first place), for all strips that are at hand before the weights of the next block come.
+template <int PIXELS, class Pass, class Body> inline void channel_tiles(const Pass& first, int64_t channels, Body body)
 {
-    for (int64_t plane = 0; plane < looks.planes; ++plane)
-        for (int64_t block = 0; block < windows.blocks(channels); ++block)
-            plane_rows.pixels(windows, plane, row_tiles<PIXELS>([&](auto P, int64_t p) { body(P, block, plane, p); }));
+    for (int64_t plane = 0; plane < first.shared.looks.planes; ++plane)
+        for (int64_t block = 0; block < first.windows.blocks(channels); ++block)
+            for (const Pass* at = &first; at; at = at->next)
+                at->plane_rows.pixels(first.windows, plane, row_tiles<PIXELS>([&](auto P, int64_t p) { body(*at, P, block, plane, p); }));
 }
 
 /// Cut weights into tiles, where the lanes are channels: body(filters of the tile, taps of the tile, first filter, first tap,

@@ -25,6 +25,7 @@ struct Geometry {
     int64_t filter_step;  // filters that are computed together
     int64_t by_filters;   // whether threads share out filters for the gradients of weights, and not images
     int64_t more_strips;  // that are at hand together with one
+    int64_t more_images;  // whose gradients are at hand together with those of one
     int64_t margin;       // places around a strip where pixels look for windows that see them, 0 if they do not
     int64_t by_positions; // whether gradients go straight to the taps at the positions of maxima
     int64_t overwrites;   // whether gradients of images are written where nothing was added yet, and not added to zeros
