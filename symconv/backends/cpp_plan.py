@@ -176,8 +176,9 @@ def plan_of(
         raise ShapeError(f"a strip of windows sees {places} places of the image; C++ kernels count fewer than 2**31")
     filter_step = layer.filter_step(strip)
     by_filters, by_positions = layer.by_filters(), layer.by_positions()
-    work = layer.lines * -(-layer.line.length // strip) * -(-layer.filters // filter_step)
     more_strips, more_images = layer.more_strips(strip), layer.more_images(strip, filter_step)
+    joint = 1 if backward else 1 + more_strips
+    work = -(-layer.lines * -(-layer.line.length // strip) // joint) * -(-layer.filters // filter_step)
     team = threads if by_filters else min(threads, max(work, 1))
     chosen = {"by_filters": by_filters, "by_positions": by_positions, "margin": layer.margin(strip), "threads": team}
     chosen |= {"more_strips": more_strips, "more_images": more_images}
@@ -208,7 +209,7 @@ def lanes_of(
     registers are few a tile loads more for each product; it pays where taps do more than that, or windows are few.
     """
     backward, line = direction == "backward", line_of(tensors[0], geometry)
-    possible = facts.channel_lanes if backward else facts.filter_lanes and facts.per_filter
+    possible = facts.channel_lanes if backward else facts.filter_lanes
     light = facts.of(direction).cost <= 2
     if not possible or geometry.ignores_padding or (vector_bytes < 64 and light and line.length >= FEW_WINDOWS):
         return "windows"
@@ -349,16 +350,21 @@ class _Layer:
             step = rows if self.streams_weights() else -(-step // rows) * rows
         return step
 
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        """The bytes of the weights of a group that have an element for each filter, channel and tap."""
+        sizes = [each.numel() for each, axes in zip(self.tensors, self.facts.axes) if {*"oct"} <= {*axes}]
+        return self.real * sum(sizes) // self.geometry.groups
+
     def streams_weights(self) -> bool:
         """Whether the weights of a group do not stay in the cache from one strip to the next."""
-        weights = self.real * self.channels[0] * self.taps * self.filters
-        return "oct" in self.facts.axes and weights > cache_bytes() // 2
+        return self.weight_bytes > cache_bytes() // 2
 
     @property
     def beside_weights(self) -> int:
         """The bytes that are at hand beside a block of weights, where those come from memory."""
-        others = self.filters if self.backward else self.channels[0]
-        return min(cache_bytes() - self.real * CHANNEL_VECTORS * self.width * self.taps * others, self.share)
+        blocks = (self.channels[0] if self.backward else self.filters) / (CHANNEL_VECTORS * self.width)
+        return min(cache_bytes() - int(self.weight_bytes / max(blocks, 1)), self.share)
 
     def by_positions(self) -> bool:
         """Whether it is less work to go to the taps that have gradients than to pass by all."""

@@ -158,6 +158,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
     forward_pixels, backward_pixels = (
         [inputs.index(each.pixel.operand.name) for each in lifted if each.pixel] for lifted in schedule.lifted
     )
+    per_filter = any("o" in axes for role, axes in zip(signature.roles, signature.axes) if role != "bias")
     sinks = [place.operand.role == "input" for sweep in schedule.backward for place in sweep.gradients]
     return Facts(
         tensors=list(signature.tensors),
@@ -165,7 +166,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         axes=list(signature.axes),
         kept=["position" if isinstance(symbol, Position) else "value" for symbol in schedule.kept],
         has_gradient=sorted(schedule.has_gradient),
-        per_filter=any("o" in axes for role, axes in zip(signature.roles, signature.axes) if role != "bias"),
+        per_filter=per_filter,
         ranked=_ranked(schedule),
         state=_state(sweep.accumulators for sweep in schedule.forward),
         inference_state=_inference_state(schedule),
@@ -175,7 +176,7 @@ def facts_of(kernel: Kernel, schedule: Schedule) -> Facts:
         weight_sums=len(sinks) - sum(sinks),
         repeats=any(not sweep.gradients for sweep in schedule.backward),
         gathers=any(sweep.gathers for sweep in schedule.backward),
-        filter_lanes=schedule.filter_lanes,
+        filter_lanes=schedule.filter_lanes and per_filter,
         channel_lanes=schedule.channel_lanes,
         positions=max((len(sweep.positions) for sweep in schedule.backward), default=0),
     )

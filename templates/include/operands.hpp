@@ -170,7 +170,7 @@ inline real* laid_out(ByFilters<BLOCK>, const Windows& windows, int64_t count, A
         });
     spread(g.threads, arena.fills ? groups * left : 0, taps, [&](int64_t row, int64_t k) {
         const int64_t group = row / left, f = whole + row % left;
-        packed[(group * padded + f) * taps + k] = f < filters ? element(group, f, k) : real(0);
+        packed[(group * padded + f) * taps + k] = f < filters || LANES_ARE_FILTERS ? element(group, least(f, filters - 1), k) : real(0);
     });
     return packed;
 }

@@ -19,23 +19,9 @@ template <class From> inline vec load_row(const From* from, int64_t count)
     }
 }
 
-/// A vector of taps of each filter of a block, one tap after the other; the filters' rows lie `filter` elements apart.  Of a
-/// block of several vectors there may be fewer `filters`: it ends with copies of the last one, which give nothing that is not
-/// finite elsewhere.
-template <int BLOCK> inline void put_taps(real* to, const storage* from, int64_t filter, int64_t filters, int64_t count)
+/// A vector of taps of each filter of a block, one tap after the other; the filters' rows lie `filter` elements apart.
+template <int BLOCK> inline void put_taps(real* to, const storage* from, int64_t filter, int64_t count)
 {
-    if constexpr (BLOCK > WIDTH) {
-        for (int first = 0; first < BLOCK; first += WIDTH) {
-            vec rows[WIDTH];
-            UNROLL for (int i = 0; i < WIDTH; ++i)
-                rows[i] = load_row(from + least(first + i, filters - 1) * filter, count);
-            weave_rows(rows);
-            UNROLL for (int i = 0; i < WIDTH; ++i)
-                if (i < count)
-                    store(to + i * BLOCK + first, rows[i]);
-        }
-        return;
-    }
     vec rows[BLOCK];
     UNROLL for (int i = 0; i < BLOCK; ++i)
         rows[i] = load_row(from + i * filter, count);
@@ -46,6 +32,21 @@ template <int BLOCK> inline void put_taps(real* to, const storage* from, int64_t
             store(to + i * WIDTH, rows[i]);
         else if (values > i * WIDTH)
             First{values - i * WIDTH}.store(to + i * WIDTH, rows[i]);
+}
+
+/// The same for a block of several vectors of filters.  Where there are fewer it ends with copies of the last one, which give
+/// nothing that is not finite elsewhere.
+template <int BLOCK> inline void put_vectors(real* to, const storage* from, int64_t filter, int64_t filters, int64_t count)
+{
+    for (int first = 0; first < BLOCK; first += WIDTH) {
+        vec rows[WIDTH];
+        UNROLL for (int i = 0; i < WIDTH; ++i)
+            rows[i] = load_row(from + least(first + i, filters - 1) * filter, count);
+        weave_rows(rows);
+        UNROLL for (int i = 0; i < WIDTH; ++i)
+            if (i < count)
+                store(to + i * BLOCK + first, rows[i]);
+    }
 }
 
 /// A weight with an element for each filter, channel and tap, as it lies in memory: the taps of one filter after the other.
@@ -66,8 +67,10 @@ template <int BLOCK> APART void put_blocks(ByFilters<BLOCK> layout, real* packed
         const int64_t group = row / rows, block = row % rows, k = vector * WIDTH, taps = least(count - k, WIDTH);
         const int64_t f = block < blocks ? block * BLOCK : blocks * BLOCK + block - blocks;
         real* to = packed + layout.at(windows, count, group, f);
-        if (block < blocks)
-            put_taps<BLOCK>(to + k * BLOCK, from.of(group, f) + k, from.elements.filter, g.filters - f, taps);
+        if constexpr (WHOLE_BLOCKS)
+            put_vectors<BLOCK>(to + k * BLOCK, from.of(group, f) + k, from.elements.filter, g.filters - f, taps);
+        else if (block < blocks)
+            put_taps<BLOCK>(to + k * BLOCK, from.of(group, f) + k, from.elements.filter, taps);
         else
             copy(to + k, 1, from.of(group, f) + k, 1, taps);
     });

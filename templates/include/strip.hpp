@@ -238,6 +238,7 @@ template <int F, int V, class Body> inline void small_tiles(int64_t q, Body body
 template <int F, int V, class Value, class Found>
 SYMCONV_INLINE void put_tile(Value* values, const Windows& windows, int64_t f, int64_t q, Found found)
 {
+    static_assert(sizeof(Value) == sizeof(real));
     const int64_t row = windows.row_length();
     real* const first = reinterpret_cast<real*>(values) + f * row + q;  // whole numbers are moved as they are
     const auto moved = [&](int i, int v) { return reinterpret_cast<vec>(found(i, v)); };

@@ -39,7 +39,7 @@ constexpr bool LANES_ARE_FILTERS = true;
 constexpr bool LANES_ARE_FILTERS = false;
 #endif
 
-/// Vectors of channels that lie side by side where the lanes are channels; and their numbers.
+/// Vectors of channels or filters that lie side by side where they are the lanes; and the numbers of a block of channels.
 constexpr int CHANNEL_VECTORS = 2;
 #ifdef SYMCONV_LANES_ARE_CHANNELS
 constexpr int CHANNEL_BLOCK = CHANNEL_VECTORS * WIDTH;
@@ -175,7 +175,7 @@ struct Windows {
     // How many numbers the planes of an image take: those of its blocks, and one full of zeros for taps that are not; more
     // than a vector of them, for what reads and writes whole vectors.
     int64_t planes(int64_t channels) const { return blocks(channels) * CHANNEL_BLOCK * channel + nowhere(); }
-    int64_t nowhere() const { return (geometry.strip + WIDTH) / WIDTH * WIDTH; }
+    int64_t nowhere() const { return (geometry.strip + SPARE_PLACES + WIDTH) / WIDTH * WIDTH; }
 };
 
 /// Zeros in rows of values, and around them.
@@ -189,7 +189,7 @@ template <class T> inline void clear_values(T* values, int64_t rows, const Windo
 /// where pixels look for windows beyond the strip; what is returned is where the first window of the first row is.
 template <class T> inline T* take_values(const Windows& windows, int64_t rows, Arena& arena)
 {
-    T* values = arena.take<T>(rows * windows.row_length() + windows.geometry.margin);
+    T* values = arena.take<T>(rows * windows.row_length() + windows.geometry.margin + SPARE_PLACES);
     if (!values || windows.geometry.margin == 0)
         return values;
     values += windows.geometry.margin;
