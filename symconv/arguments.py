@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,13 @@ from .kernel import Signature
 
 #: Operands that have arguments of their own.
 ARGUMENTS = {"x": "input", "w": "weight", "b": "bias"}
+#: Arguments of PyTorch's pools that ours have not, and what to do instead.
+OF_TORCH = {
+    "ceil_mode": "give padding, or fill the input up at its end with torch.nn.functional.pad",
+    "return_indices": "torch.nn.functional.max_pool2d has it",
+    "count_include_pad": "padding_mode='zeros' counts the padding, 'ignore' does not",
+    "divisor_override": "write sum(x)/n in place of mean(x)",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def collect(
         if value is None and role == "param":
             value = torch.full(shape, init or 0.0, dtype=x.dtype, device=x.device)
         if value is None:
-            raise ArgumentTypeError(f"the formula names {name}: {argument} is needed")
+            raise ArgumentTypeError(f"the formula names {name}: {argument} is needed; give {argument}=...")
         check_tensor(argument, value, x)
         if role == "input":
             check_other_input(argument, value, x, rank)
@@ -156,8 +163,6 @@ def field_shape(axes: str, geometry: Geometry) -> tuple[int, ...]:
 
 def check_input(name: str, x: Any, rank: int) -> None:
     """Refuse what is not a floating-point image of the right number of axes."""
-    if not isinstance(x, Tensor):
-        raise ArgumentTypeError(f"{name} must be a torch.Tensor, not {type(x).__name__}")
     check_layout(name, x)
     if x.dim() not in (rank + 1, rank + 2):
         axes = "DHW"[3 - rank :]
@@ -177,8 +182,10 @@ def check_dtype(dtype: Any) -> None:
         raise ArgumentTypeError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")
 
 
-def check_layout(name: str, value: Tensor) -> None:
-    """Refuse a tensor that is not numbers at strides: a nested or sparse one, or one of another library."""
+def check_layout(name: str, value: Any) -> None:
+    """Refuse what is no tensor, or not numbers at strides: a nested or sparse one, or one of another library."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
     if value.is_nested:
         raise ArgumentTypeError(
             f"{name} is a nested tensor; a plain one is needed: fill it up, for example "
@@ -192,13 +199,17 @@ def check_layout(name: str, value: Tensor) -> None:
 
 def check_tensor(name: str, value: Any, x: Tensor) -> None:
     """Refuse an operand that is no tensor, or of another dtype or device than the input."""
-    if not isinstance(value, Tensor):
-        raise ArgumentTypeError(f"{name} must be a torch.Tensor, not {type(value).__name__}")
     check_layout(name, value)
     if value.dtype != x.dtype:
-        raise ArgumentTypeError(f"{name} has dtype {value.dtype} and input has {x.dtype}; they must be the same")
+        raise ArgumentTypeError(
+            f"{name} has dtype {value.dtype} and input has {x.dtype}; they must be the same: convert one of them, such "
+            f"as {name}.to({x.dtype}), or a whole layer by layer.to({x.dtype})"
+        )
     if value.device != x.device:
-        raise ArgumentTypeError(f"{name} is on {value.device} and input on {x.device}; they must be on one device")
+        raise ArgumentTypeError(
+            f"{name} is on {value.device} and input on {x.device}; they must be on one device: move one of them, such "
+            f"as {name}.to('{x.device}'), or a whole layer by layer.to('{x.device}')"
+        )
 
 
 def check_other_input(name: str, value: Tensor, x: Tensor, rank: int) -> None:
@@ -287,14 +298,28 @@ def check_fast_math(fast_math: Any) -> None:
         raise ArgumentTypeError(f"fast_math must be True or False, not {fast_math!r}")
 
 
-def check_names(signature: Signature, given: Mapping[str, Any]) -> None:
-    """Refuse an operand that the formula does not name."""
+def check_bias(bias: Any) -> None:
+    """Refuse what is neither True nor False nor None."""
+    if not (bias is None or isinstance(bias, bool)):
+        raise ArgumentTypeError(f"bias must be True, False or None, not {bias!r}")
+
+
+def check_names(signature: Signature, given: Mapping[str, Any], options: Sequence[str] = ()) -> None:
+    """Refuse an operand that the formula does not name; `options` are what the caller takes by name besides."""
     known = (*signature.tensors, *signature.numbers)
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"its operands are {', '.join(known)}"
+            others = f"; the options are {', '.join(options)}" if options and name not in ARGUMENTS else ""
+            hint = hint_for(name, (*known, *options)) or f"its operands are {', '.join(known)}{others}"
             raise ArgumentTypeError(f"{ARGUMENTS.get(name, name)} was given, but the formula has no {name}; {hint}")
+
+
+def hint_for(name: str, known: Sequence[str]) -> str:
+    """What somebody may have meant by a name that is none of the known ones; empty if nobody can tell."""
+    if name in OF_TORCH:
+        return f"{name} is not supported: {OF_TORCH[name]}"
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:

@@ -67,7 +67,7 @@ def _signature(kernel: KernelLike, bias: bool | None) -> Signature:
 
 
 def conv2d(
-    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
+    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     """A kernel over images, as `torch.nn.functional.conv2d`.
 
@@ -106,14 +106,14 @@ def conv2d(
 
 
 def conv1d(
-    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
+    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     """A kernel over sequences `[N, in_channels, L]`, as `torch.nn.functional.conv1d`; see `conv2d`."""
     return _conv(1, kernel, input, weight, bias, options)
 
 
 def conv3d(
-    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, /, **options: Any
+    kernel: KernelLike, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, **options: Any
 ) -> Tensor:
     """A kernel over volumes `[N, in_channels, D, H, W]`, as `torch.nn.functional.conv3d`; see `conv2d`."""
     return _conv(3, kernel, input, weight, bias, options)
@@ -192,26 +192,27 @@ def _conv_first(
     """A call of a function that was not made before."""
     signature = _signature(kernel, True if "b" in given else None)
     given |= {name: value for name, value in operands.items() if value is not None}
+    check_names(signature, given, CONV_OPTIONS)
+    unfit: list[str] = []  # weights that tell nothing, and why
     for name, role, bank in zip(signature.tensors, signature.roles, signature.banks):
         weight_given = given.get(name) if role == "weight" else None
-        if not isinstance(weight_given, Tensor):
+        if weight_given is None:
             continue
         check_layout(ARGUMENTS.get(name, name), weight_given)
-        if weight_given.dim() == rank + 2 + bool(bank):
+        if weight_given.dim() != (dimensions := rank + 2 + bool(bank)):
+            has, of = weight_given.dim(), f", as a bank of {bank} weights" if bank else ""
+            unfit.append(f"{ARGUMENTS.get(name, name)} has {has} dimensions and needs {dimensions}{of}")
+        else:
             # While `torch.jit.trace` records, sizes are tensors, and symbols for `make_fx`.
             shape = weight_given.shape[bool(bank) :]
             out, _, *size = (int(n) if isinstance(n, (Tensor, torch.SymInt)) else n for n in shape)
             kernel_size = size if kernel_size is None else kernel_size
             out_channels = out if out_channels is None else out_channels
     if kernel_size is None or out_channels is None:
-        check_names(signature, given)  # a mistyped operand is the likelier mistake
         missing = "kernel_size" if kernel_size is None else "out_channels"
-        weights = signature.names("weight")
-        found = [f"{ARGUMENTS.get(n, n)} has {given[n].dim()}" for n in weights if isinstance(given.get(n), Tensor)]
-        raise ArgumentTypeError(
-            f"{missing} is needed: there is no weight of {rank + 2} dimensions to tell it"
-            + (f", {' and '.join(found)}" if found else ": give weight" if "w" in weights else "")
-        )
+        weights = [ARGUMENTS.get(name, name) for name in signature.names("weight")]
+        why = ", ".join(unfit) or (f"give {weights[0]}=..." if weights else f"give {missing}=...")
+        raise ArgumentTypeError(f"{missing} is needed, and there is no weight to tell it: {why}")
     kernel_size = per_axis(
         tuple(kernel_size) if isinstance(kernel_size, Sequence) else kernel_size, rank, "kernel_size", 1
     )
@@ -258,6 +259,8 @@ def _pool_first(
 ) -> Tensor:
     """A call of a function that was not made before."""
     signature = _signature(kernel, None)
+    given |= {name: value for name, value in operands.items() if value is not None}
+    check_names(signature, given, POOL_OPTIONS)
     # A param per filter or channel is welcome, unlike in a layer: the input tells how many there are.
     for role in ("weight", "bias"):
         for name in signature.names(role):
@@ -269,7 +272,6 @@ def _pool_first(
     options = Options(
         kernel_size, None, stride, padding, dilation, None, padding_mode, padding_value, backend, fast_math
     )
-    given |= {name: value for name, value in operands.items() if value is not None}
     return run(signature, rank, given, options, key)
 
 
@@ -357,6 +359,15 @@ def pad(x: Tensor, pairs: Sequence[tuple[int, int]], mode: str, value: float) ->
 
 
 # -- What `help` and editors show -----------------------------------------------------------------------------------
+
+
+def _options(first: Callable[..., Tensor]) -> tuple[str, ...]:
+    """The names of all that a function hands on to `first` by name, but for operands."""
+    parameters = inspect.signature(first).parameters.items()
+    return tuple(name for name, each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY))
+
+
+CONV_OPTIONS, POOL_OPTIONS = _options(_conv_first), _options(_pool_first)
 
 
 def _show_options(function: Callable[..., Tensor], first: Callable[..., Tensor]) -> None:

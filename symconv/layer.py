@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .arguments import Options, check_dtype, check_fast_math, check_number, operand_shape, real
+from .arguments import Options, check_dtype, check_fast_math, check_number, hint_for, operand_shape, real
 from .backends import backend as backend_named
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import run
@@ -97,10 +96,10 @@ class Layer(nn.Module):
         if values:
             name = min(values)
             known = [*inspect.signature(type(self)).parameters, *self.signature.numbers, *self.signature.names("param")]
-            close = difflib.get_close_matches(name, known, n=1)
+            hint = hint_for(name, known)
             raise ArgumentTypeError(
                 f"{type(self).__name__} has no argument {name!r}, and the formula no const or param of that name"
-                + (f"; did you mean {close[0]!r}?" if close else f": {kernel.text}")
+                + (f"; {hint}" if hint else f": {kernel.text}")
             )
 
     def _set_constants(self, values: dict[str, Any]) -> None:
@@ -221,8 +220,11 @@ class Layer(nn.Module):
             raise ArgumentTypeError(f"this layer takes ({', '.join(['input', *names])}), not ({given})")
         for name in inputs:  # a mistyped one is refused with all other operands
             if name not in names and name in (*signature.tensors, *signature.numbers):
-                place = "input" if name == "x" else f"layer.{self.SPELLED.get(name, name)}, which may be set"
-                raise ArgumentTypeError(f"{name} was given by its name, and in a call of this layer it is {place}")
+                own = f"layer.{self.SPELLED.get(name, name)}"
+                place = "it comes first, as input" if name == "x" else f"it is {own}, which the layer learns"
+                if name in signature.numbers:
+                    place = f"set {own} = {inputs[name]!r} before it"
+                raise ArgumentTypeError(f"a call of this layer takes no {name}=...: {place}")
         return {**dict(zip(names, others)), **inputs}
 
     def _kernel_repr(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor, nn
 
-from .arguments import Options, check_counts, check_groups, check_init
+from .arguments import Options, check_bias, check_counts, check_groups, check_init
 from .errors import ArgumentError, ArgumentTypeError, SymconvWarning
 from .functional import KernelLike, as_kernel, is_kernel
 from .geometry import IntOrInts, count, per_axis, whole
@@ -86,6 +86,7 @@ class Conv(Layer):
         fast_math: bool = False,
         **options: Any,
     ) -> None:
+        check_bias(bias)
         resolved = as_kernel(kernel, bias)
         size = per_axis(kernel_size, self.rank, "kernel_size", 1)
         in_channels, out_channels = count(in_channels, "in_channels"), count(out_channels, "out_channels")

@@ -424,20 +424,32 @@ X, W = torch.randn(1, 4, 6, 6), torch.randn(2, 4, 3, 3)
 MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "channels": (ValueError, "in_channels=4", lambda: sc.Conv2d(LINEAR, 4, 2, 3)(torch.randn(1, 3, 6, 6))),
     "weight shape": (ValueError, "weight has shape", lambda: sc.conv2d("sum(w*x)", X, W[:, :3])),
-    "weight rank": (TypeError, "to tell it, weight has 3", lambda: sc.conv2d("sum(w*x)", X, W[0])),
-    "no weight": (TypeError, "to tell it: give weight", lambda: sc.conv2d("sum(w*x)", X)),
+    "weight rank": (TypeError, "it: weight has 3 dimensions and needs 4", lambda: sc.conv2d("sum(w*x)", X, W[0])),
+    "bank rank": (
+        TypeError,
+        "to tell it: s has 4 dimensions and needs 5, as a bank of 4 weights",
+        lambda: sc.conv2d("s: weight[4]\nsum(s[0]*x)", X, s=W),
+    ),
+    "no weight": (TypeError, "to tell it: give weight=...", lambda: sc.conv2d("sum(w*x)", X)),
+    "no bank": (TypeError, "to tell it: give s=...", lambda: sc.conv2d("s: weight[4]\nsum(s[0]*x)", X)),
+    "no size": (TypeError, "to tell it: give out_channels=...", lambda: sc.conv2d("max(x)", X, kernel_size=2)),
+    "no weight's tensor": (TypeError, "weight must be a torch.Tensor, not list", lambda: sc.conv2d("sum(w*x)", X, [1])),
     "weight missing": (TypeError, "weight is needed", lambda: sc.conv2d("sum(w*x)", X, kernel_size=3, out_channels=2)),
     "useless weight": (TypeError, "weight was given", lambda: sc.conv2d("max(x)", X, W)),
     "bias shape": (ValueError, "bias has shape", lambda: sc.conv2d(LINEAR, X, W, torch.zeros(3))),
-    "no bias": (TypeError, "bias is needed", lambda: sc.conv2d(LINEAR, X, W)),
-    "dtypes": (TypeError, "weight has dtype", lambda: sc.conv2d("sum(w*x)", X, W.double())),
+    "no bias": (TypeError, "bias is needed; give bias=...", lambda: sc.conv2d(LINEAR, X, W)),
+    "no further input": (TypeError, "is needed; give g=...", lambda: sc.Pool2d("g: input\nsum(g*x)", 2)(X)),
+    "bias type": (TypeError, "True, False or None, not 'yes'", lambda: sc.Conv2d(LINEAR, 1, 1, 1, bias="yes")),
+    "bias number": (TypeError, "True, False or None, not 1", lambda: sc.Conv2d(LINEAR, 1, 1, 1, bias=1)),
+    "dtypes": (TypeError, "weight.to(torch.float32)", lambda: sc.conv2d("sum(w*x)", X, W.double())),
+    "layer's dtype": (TypeError, "layer.to(torch.float64)", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)(X.double())),
     "integers": (TypeError, "input.float()", lambda: sc.conv2d("sum(w*x)", X.long(), W)),
     "complex": (TypeError, "complex numbers", lambda: sc.conv2d("sum(w*x)", X.to(torch.complex64), W)),
     "layer complex": (TypeError, "not torch.complex64", lambda: sc.Conv2d(LINEAR, 1, 1, 1, dtype=torch.complex64)),
     "layer integers": (TypeError, "one of torch.float64,", lambda: sc.Conv2d(LINEAR, 1, 1, 1, dtype=torch.int32)),
     "pool complex": (TypeError, "not torch.complex64", lambda: sc.Pool2d("max(x)", 2, dtype=torch.complex64)),
     "no dtype": (TypeError, "not 'float32'", lambda: sc.Conv2d(LINEAR, 1, 1, 1, dtype="float32")),
-    "devices": (TypeError, "on one device", lambda: sc.conv2d("sum(w*x)", X, W.to("meta"))),
+    "devices": (TypeError, "such as weight.to('cpu')", lambda: sc.conv2d("sum(w*x)", X, W.to("meta"))),
     "dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.conv2d("sum(w*x)", X[0, 0], W)),
     "no tensor": (TypeError, "must be a torch.Tensor", lambda: sc.conv2d("sum(w*x)", [1.0], W)),
     "layer's dimensions": (ValueError, "expected 4 [N, C, H, W]", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)(X[0, 0])),
@@ -473,6 +485,11 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "no groups": (ValueError, "groups must be", lambda: sc.conv2d("sum(w*x)", X, W, groups=0)),
     "layer groups": (ValueError, "multiple of groups", lambda: sc.Conv2d(LINEAR, 4, 3, 3, groups=2)),
     "unknown operand": (TypeError, "did you mean 'beta'", lambda: sc.conv2d("beta: const = 1\nsum(x)*beta", X, beat=2)),
+    "mistyped option, function": (TypeError, "did you mean 'stride'", lambda: sc.conv2d("sum(w*x)", X, W, strid=2)),
+    "mistyped option, pool": (TypeError, "did you mean 'dilation'", lambda: sc.pool2d("max(x)", X, 2, dilaton=2)),
+    "unknown option, function": (TypeError, "options are stride, pad", lambda: sc.conv2d("sum(w*x)", X, W, foo=2)),
+    "pool of torch": (TypeError, "not supported: give padding", lambda: sc.Pool2d("max(x)", 2, ceil_mode=True)),
+    "option of torch": (TypeError, "not supported: torch.nn", lambda: sc.pool2d("max(x)", X, 2, return_indices=True)),
     "unknown option": (TypeError, "no const or param", lambda: sc.Conv2d(LINEAR, 1, 1, 1, beta=2)),
     "mistyped option": (TypeError, "did you mean 'padding'", lambda: sc.Conv2d(LINEAR, 1, 1, 1, pading=2)),
     "mistyped param": (
@@ -492,11 +509,11 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     ),
     "a const in a call": (
         TypeError,
-        "beta was given by its name, and in a call of this layer it is layer.beta, which may be set",
+        "a call of this layer takes no beta=...: set layer.beta = 5 before it",
         lambda: sc.Conv2d("beta: const = 1\nsum(w*x)*beta", 4, 2, 3)(X, beta=5),
     ),
     "a weight in a call": (TypeError, "it is layer.weight", lambda: sc.Conv2d("sum(w*x)", 4, 2, 3)(X, w=W)),
-    "the input by its name": (TypeError, "it is input", lambda: sc.Pool2d("max(x)", 2)(X, x=X)),
+    "the input by its name": (TypeError, "it comes first, as input", lambda: sc.Pool2d("max(x)", 2)(X, x=X)),
     "const": (TypeError, "beta has no value", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1)),
     "const type": (TypeError, "is a number", lambda: sc.Conv2d("beta: const\nsum(w*x)*beta", 1, 1, 1, beta="2")),
     "backend": (ValueError, "backend must be", lambda: sc.conv2d("sum(w*x)", X, W, backend="gpu")),
@@ -530,6 +547,22 @@ def test_an_operand_is_given_once() -> None:
     with pytest.raises(sc.ArgumentTypeError, match="x was given twice"):
         sc.pool2d("mean(x)", X, 2, x=X)
     assert torch.equal(sc.conv2d("sum(w*x)", X, w=W), sc.conv2d("sum(w*x)", X, W))
+
+
+def test_functions_take_their_arguments_by_name_as_those_of_torch() -> None:
+    bias = torch.randn(W.shape[0])
+    for _ in range(2):
+        expected = sc.conv2d("sum(w*x)", X, W, bias)
+        assert torch.equal(sc.conv2d(LINEAR, X, W, bias=bias), expected)
+        assert torch.equal(sc.conv2d("sum(w*x)", input=X, weight=W, bias=bias), expected)
+        assert torch.equal(
+            sc.conv1d(LINEAR, input=X[0, 0], weight=torch.ones(2, 6, 3), bias=bias),
+            sc.conv1d(LINEAR, X[0, 0], torch.ones(2, 6, 3), bias),
+        )
+        assert torch.equal(sc.conv3d("sum(w*x)", input=X, weight=W[:, None]), sc.conv3d("sum(w*x)", X, W[:, None]))
+        assert torch.equal(sc.pool2d("max(x)", input=X, kernel_size=2), sc.pool2d("max(x)", X, 2))
+    with pytest.raises(sc.ArgumentTypeError, match="w was given twice: as weight and by its name"):
+        sc.conv2d("sum(w*x)", X, weight=W, w=W)
 
 
 def test_a_bias_by_its_name_is_for_formulas_with_one() -> None:
