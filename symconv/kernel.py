@@ -179,7 +179,7 @@ class Kernel:
             name, init = name or formula.name, init or formula.init
             self.formula = formula.formula
         elif not isinstance(formula, (str, sp.Expr)):
-            raise FormulaError(f"a formula is text or a SymPy expression, not a {type(formula).__name__}")
+            raise FormulaError(f"a formula is text or a SymPy expression, not {type(formula).__name__}")
         else:
             self.formula = parse(formula if isinstance(formula, str) else print_expression(formula))
         if name is not None and not (isinstance(name, str) and name.isprintable() and not {*name} & {*'"\\'}):

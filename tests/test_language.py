@@ -103,6 +103,17 @@ REFUSED = {
     "sum(x % 2)": "remainder",
     "sum(x)**2**": "syntax error",
     "sum(x": "never closed",
+    "sum(2x)": "write a product as 2*x",
+    "sum(2 x)": "a sign is missing; write a product as 2*x",
+    "sum(x;w)": "syntax error: unexpected ';'",
+    "sum(x!)": "syntax error: unexpected '!'",
+    "sum(x*)": "syntax error: unexpected ')'",
+    "None: const = 2\nsum(None*x)": "None is a keyword of Python",
+    "sum(x, **w)": "** before an argument is not part of the formula language",
+    "sum(tan(x, **w))": "** before an argument is not part of the formula language",
+    "sum(custom_grad(x, **w))": "** before an argument is not part of the formula language",
+    "sum(x, w)": "not 2; write one expression, such as sum(x + w), and axes as dim=c or dim=t",
+    "sum(w*x) + p": "did you mean 'pi'? Else declare it in a line of its own, p: param = 1",
     "sum(x))": "unmatched",
     "sum()": "takes 1 argument",
     "sum(tan(x, w))": "takes 1 argument",
@@ -129,7 +140,8 @@ REFUSED = {
     "s: weight[0]\nsum(s[0]*x)": "size of the bank, 1 to 64",
     "s: weight[o]\nsum(s[0]*x)": "size of the bank",
     "k: field[c]\nsum(k*x)": "field[...] takes o (filter), t (tap), each once",
-    "g: input[3]\nsum(g*x)": "a input takes no brackets",
+    "g: input[3]\nsum(g*x)": "input takes no brackets; write input",
+    "g: input = 2\nsum(g*x)": "input declares a tensor, which is given later; it takes no value here",
     "p: param[positive] = 0\nsum(p*x)": "starts above 0",
     "sum(Sum(x, (k, 0, w)))": "whole numbers",
     "sum(Sum(x**k, (k, 0, 10000)))": "whole numbers of at most",
@@ -262,6 +274,10 @@ def test_sympy_that_is_not_of_the_language_is_refused() -> None:
     for expr in (sc.sum(sp.Symbol("z") * x), sc.sum(sp.gamma(x)), sp.Integral(x, x), sc.sum(sp.Mod(x, 2)), 3):
         with pytest.raises(FormulaError):
             sc.Kernel(expr)
+    with pytest.raises(FormulaError, match="not int"):
+        sc.Kernel(3)
+    with pytest.raises(FormulaError, match=r"sinc of SymPy is not .*; symconv\.sinc is one, defined as in PyTorch"):
+        sc.Kernel(sc.sum(sp.sinc(x)))
     with pytest.raises(FormulaError, match="ComplexInfinity is not part of the formula language"):
         sc.Kernel(sc.sum(x) / 0)
 
@@ -302,6 +318,9 @@ def test_names_of_symbols_are_checked() -> None:
         lambda: sc.weight("s", bank=0),
         lambda: sc.param("p", per="q"),
         lambda: sc.param("p", init=-1, positive=True),
+        lambda: sc.param("p", init=None),
+        lambda: sc.param("p", init="much", positive=True),
+        lambda: sc.const("q", "much"),
         lambda: sc.field("q", per=sc.c),
         lambda: sc.sum(sc.x, dim="o"),
         lambda: sc.max(sc.x, sc.w, dim=sc.t),

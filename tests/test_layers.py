@@ -464,7 +464,7 @@ MISTAKES: dict[str, tuple[type[Exception], str, Any]] = {
     "no formula, pool": (TypeError, "not (2, 2): write Pool1d('max(x)', (2, 2), 1)", lambda: sc.Pool1d((2, 2), 1)),
     "kernel last, corrected": (TypeError, "write Conv2d('max(x)', 4, 2, 3)", lambda: sc.Conv2d(4, 2, 3, "max(x)")),
     "kernel last, function": (TypeError, "not a Tensor", lambda: sc.conv2d(X, W, "sum(w*x)")),
-    "no kernel": (ValueError, "not a NoneType", lambda: sc.Kernel(None)),
+    "no kernel": (ValueError, "not NoneType", lambda: sc.Kernel(None)),
     "another x": (ValueError, "symconv.x", lambda: sc.Kernel(sp.Symbol("x") - sc.w)),
     "input for x": (ValueError, "did you mean 'x'", lambda: sc.Kernel("sum(input)")),
     "weight for w": (ValueError, "did you mean 'w'", lambda: sc.Kernel("sum(x*weight)")),

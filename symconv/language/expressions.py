@@ -233,6 +233,9 @@ class Expressions:
                 node.func, f"{self.describe(node.func)} cannot be called; functions have plain names{plain}"
             )
         name = node.func.id
+        for item in node.keywords:
+            if item.arg is None:
+                raise self.error(item.value, "** before an argument is not part of the formula language")
         if name in WINDOW_FUNCTIONS and not (name in ("max", "min") and len(node.args) > 1):
             return self.reduction(node, WINDOW_FUNCTIONS[name])
         if name == "Sum":
@@ -278,7 +281,7 @@ class Expressions:
             raise self.error(node, "custom_grad(value, x=..., w=...) names the operands whose slopes it gives")
         pairs = []
         for item in node.keywords:
-            name = item.arg or ""
+            name = str(item.arg)
             if name not in self.operands or not self.operands[name].is_tensor or self.operands[name].bank:
                 raise self.error(item.value, f"custom_grad takes slopes for operands, x=... or w=..., not {name}=")
             operand = self.operands[name]
@@ -382,6 +385,9 @@ class Expressions:
             allowed = f"{least}" if least == most else f"{least} to {most}"
             of_one = {"maximum": "max", "minimum": "min"}.get(name) if len(node.args) == 1 else None
             hint = f"; over the window it is {of_one}(...)" if of_one else ""
+            if name in WINDOW_FUNCTIONS and len(node.args) > most:
+                joined = " + ".join(map(self.source, node.args))
+                hint = f"; write one expression, such as {name}({joined}), and axes as dim=c or dim=t"
             raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}{hint}")
 
     def spread(self, value: Term) -> Term:
@@ -447,9 +453,10 @@ class Expressions:
         spelled = {each.lower(): each for each in sorted(known)}
         meant = (MEANT_FUNCTIONS if what == "function" else MEANT).get(name) or spelled.get(name.lower())
         close = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"declare it in a line of its own, {name}: param = 1"
-        if what == "function" and not close:
-            hint = f"the functions are {', '.join(known)}"
+        new = f"the functions are {', '.join(known)}"
+        if what == "name":
+            new = f"declare it in a line of its own, {name}: param = 1"
+        hint = f"did you mean {close[0]!r}?" + f" Else {new}" * (what == "name" and not meant) if close else new
         return self.error(node, f"unknown {what} {name!r}; {hint}")
 
     def error(self, node: ast.AST, message: str) -> FormulaError:

@@ -27,6 +27,12 @@ from .symbols import BUILTIN, MAX_BANK, Operand
 #: The longest text of a formula, and how often its own text is read again until it stays the same.
 MAX_LENGTH, MAX_READINGS = 10_000, 8
 
+#: What Python says, and what it means for a formula.
+SAID = {
+    "invalid decimal literal": "write a product as 2*x; no name begins with a digit",
+    "invalid syntax. Perhaps you forgot a comma?": "a sign is missing; write a product as 2*x",
+}
+
 #: The kinds of declaration, each with the axes that its brackets may name, and other words.
 DECLARED: dict[str, tuple[str, tuple[str, ...]]] = {
     "const": ("", ()),
@@ -84,15 +90,25 @@ def _syntax_tree(text: str) -> ast.Module:
             return ast.parse(text)
     except SyntaxError as error:
         for number, line in enumerate(text.split("\n")):
-            word = re.match(r"\s*([a-z]+)\s*[:=]", line)
+            word = re.match(r"\s*([A-Za-z]+)\s*[:=]", line)
             if word and keyword.iskeyword(word[1]):
                 message = f"{word[1]} is a keyword of Python; choose another name, such as {word[1]}_"
                 raise FormulaError(message, text, Span(number, word.start(1), word.end(1))) from None
         row, start = (error.lineno or 1) - 1, max((error.offset or 1) - 1, 0)
         end = (error.end_offset or 0) - 1 if error.end_lineno == error.lineno else start + 1
-        raise FormulaError(f"syntax error: {error.msg}", text, Span(row, start, max(end, start + 1))) from None
+        span = Span(row, start, max(end, start + 1))
+        raise FormulaError(f"syntax error: {_said(error, text, span)}", text, span) from None
     except (RecursionError, MemoryError, ValueError):
         raise FormulaError("the formula is nested too deeply", text, Span(0, 0, 1)) from None
+
+
+def _said(error: SyntaxError, text: str, span: Span) -> str:
+    """What Python says of an error, or where there are some, words that fit formulas."""
+    lines = text.split("\n")
+    place = lines[span.line][span.start : span.end] if span.line < len(lines) else ""
+    if error.msg == "invalid syntax" and place:
+        return f"unexpected {place!r}"
+    return SAID.get(error.msg, error.msg)
 
 
 class _Parser(Expressions):
@@ -164,7 +180,9 @@ class _Parser(Expressions):
         init = None if kind != "param" else 1.0
         if statement.value is not None:
             if kind not in ("const", "param"):
-                raise self.error(statement.value, f"a {kind} is a tensor given by the layer; it takes no value here")
+                raise self.error(
+                    statement.value, f"{kind} declares a tensor, which is given later; it takes no value here"
+                )
             number = self.value(statement.value).expr
             if not number.is_number:
                 raise self.error(statement.value, f"the value of a {kind} must be a number")
@@ -178,7 +196,7 @@ class _Parser(Expressions):
         allowed, bounds = DECLARED[kind]
         items = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
         if allowed == "" or not items:
-            raise self.error(annotation, f"a {kind} takes no brackets; write {self.source(annotation.value)}")
+            raise self.error(annotation, f"{kind} takes no brackets; write {self.source(annotation.value)}")
         if kind == "weight":
             value = items[0].value if len(items) == 1 and isinstance(items[0], ast.Constant) else None
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_BANK:

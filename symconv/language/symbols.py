@@ -274,7 +274,7 @@ def const(name: str, value: float | None = None) -> Operand:
     beta: const = 20.0
     logsumexp(beta*(x + w))/beta
     """
-    return _declared(name, "const", init=None if value is None else float(value))
+    return _declared(name, "const", init=None if value is None else _number(name, "const", value))
 
 
 def param(name: str, per: Any = (), init: float = 1.0, positive: bool = False) -> Operand:
@@ -295,9 +295,10 @@ def param(name: str, per: Any = (), init: float = 1.0, positive: bool = False) -
     gamma: param[o] = 0.1
     exp(-gamma*sum((x - w)**2))
     """
-    if positive and not init > 0:
+    start = _number(name, "param", init)
+    if positive and not start > 0:
         raise FormulaError(f"param({name!r}, positive=True) needs an initial value above 0, not {init}")
-    return _declared(name, "param", _axes(name, "param", per), init=float(init), positive=positive)
+    return _declared(name, "param", _axes(name, "param", per), init=start, positive=positive)
 
 
 def field(name: str, per: Any = ()) -> Operand:
@@ -322,6 +323,14 @@ def ordered_terms(expr: sp.Expr) -> list[sp.Expr]:
     """The terms of a sum as people write them: those with x first, then w, then the other operands, then numbers."""
     terms = expr.as_ordered_terms() if expr.is_Add else [expr]
     return sorted(terms, key=lambda term: min((symbol.sort_key()[1] for symbol in term.free_symbols), default=(2,)))
+
+
+def _number(name: str, role: str, value: Any) -> float:
+    """The value of a declaration, refused if it is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise FormulaError(f"the value of {role}({name!r}, ...) is a number, not {value!r}") from None
 
 
 def _axes(name: str, role: str, per: Any) -> tuple[str, ...]:

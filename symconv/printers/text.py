@@ -30,7 +30,11 @@ class TextPrinter(SourcePrinter):
             return self._window(expr)
         name = _NAMES.get(type(expr))
         if name is None:
-            raise FormulaError(f"{type(expr).__name__} is not a function of the formula language: {sp.sstr(expr)[:80]}")
+            known = type(expr).__name__
+            other = f"; symconv.{known} is one, defined as in PyTorch" if known in FUNCTIONS else ""
+            raise FormulaError(
+                f"{known} of SymPy is not a function of the formula language{other}: {sp.sstr(expr)[:80]}"
+            )
         args = expr.args[:1] if isinstance(expr, (sp.Heaviside, custom_grad)) else expr.args
         printed = [self._print(argument) for argument in args]
         if isinstance(expr, custom_grad):
