@@ -1,5 +1,6 @@
 """The documentation: its examples show what they say, its pictures are there and can be drawn again."""
 
+import codeop
 import doctest
 import re
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import symconv as sc
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -20,6 +23,28 @@ def test_the_examples_of_a_page_show_what_they_say(page: Path) -> None:
     failed, tried = doctest.testfile(str(page), module_relative=False, optionflags=flags, encoding="utf-8")
     assert tried > 5 or ">>>" not in page.read_text(encoding="utf-8")
     assert not failed
+
+
+def test_names_that_are_said_to_be_taken_are_taken() -> None:
+    [said] = re.findall(
+        r"Names that are taken: (.*?)\n\n", (ROOT / "docs" / "language.md").read_text("utf-8"), re.DOTALL
+    )
+    in_formulas, in_layers = said.split("A layer refuses")
+    names = re.findall(r"`(\w+)`", in_formulas)
+    assert {"x", "stride", "values"} < {*names}
+    for name in names:
+        with pytest.raises(sc.FormulaError, match="taken"):
+            sc.Kernel(f"{name}: const = 2\nsum(x)*{name}")
+    for name in re.findall(r"`(\w+)`", in_layers):
+        with pytest.raises(sc.ArgumentError, match="rename it in the formula"):
+            sc.Pool2d(f"{name}: const = 2\nsum(x)*{name}", 2)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_can_be_pasted(page: Path) -> None:
+    """A prompt takes a block for ended after an empty line; `doctest` does without."""
+    for example in re.findall(r"^>>> .*(?:\n\.\.\..*)*", page.read_text(encoding="utf-8"), re.MULTILINE):
+        assert codeop.compile_command(re.sub(r"^(>>>|\.\.\.) ?", "", example, flags=re.MULTILINE)), example
 
 
 def test_pages_link_to_what_is_there() -> None:
