@@ -228,12 +228,14 @@ class Layer(nn.Module):
         return {**dict(zip(names, others)), **inputs}
 
     def _kernel_repr(self) -> str:
-        """The name or the formula; of a long one the last lines."""
+        """The name or the formula on one line, without values of consts, which are options; of a long one the end."""
+        consts = {f"{name}: const" for name in self.signature.numbers}
         lines = (self.kernel.name or self.kernel.text).splitlines()
+        lines = [declared if (declared := line.partition(" = ")[0]) in consts else line for line in lines]
         first = 0
         while sum(map(len, lines[first:])) > LONGEST_SHOWN and first < len(lines) - 1:
             first += 1
-        return repr("\n".join(["..."] * bool(first) + lines[first:]))
+        return repr("; ".join(["..."] * bool(first) + lines[first:]))
 
     def _options_repr(self, groups: int, padding_mode: str) -> str:
         text = f"kernel_size={self.kernel_size}, stride={self.stride}"

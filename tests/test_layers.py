@@ -112,12 +112,14 @@ def test_state_dict_deepcopy_pickle_and_repr(backend: str) -> None:
 
 
 def test_a_layer_shows_what_it_computes() -> None:
-    assert repr(sc.Conv2d("d = x - w\nsum(abs(d))", 1, 1, 1)).startswith(r"Conv2d('d = x - w\nsum(abs(d))', 1, 1, ")
+    shown = repr(sc.Conv2d("beta: const = 2\np: param = 3\nd = x - w\np*sum(abs(beta*d))", 1, 1, 1, beta=5))
+    assert shown.startswith("Conv2d('p: param = 3.0; beta: const; d = x - w; p*sum(abs(d*beta))', 1, 1, ")
+    assert shown.endswith(", beta=5, bias=False)")
+    again = eval(shown, {"Conv2d": sc.Conv2d})  # a formula may stand on one line
+    assert repr(again) == shown
     assert repr(sc.Pool2d(sc.zoo.ssim, 7)).startswith("Pool2d('ssim', kernel_size=(7, 7)")
     long = repr(sc.Pool2d(sc.zoo.ssim.text, 7))
-    assert long.startswith(
-        r"Pool2d('...\nstructure = (2*cov(x, g) + c2)/(var(g) + var(x) + c2)\nluminance*structure', "
-    )
+    assert long.startswith("Pool2d('...; structure = (2*cov(x, g) + c2)/(var(g) + var(x) + c2); luminance*structure', ")
     assert "\n" not in long
 
 
