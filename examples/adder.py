@@ -1,7 +1,7 @@
 """An AdderNet layer in place of a convolution: no multiplications, templates that are compared with the image.
 
 A small network for handwritten digits; its second convolution is swapped for `-sum(abs(x - w))` and everything is
-trained for a few passes.  Run it with `python examples/adder.py`.
+trained for a few passes.  Run it with `python examples/adder.py`; it needs `pip install '.[demo]'`.
 """
 
 import torch

@@ -1,7 +1,8 @@
 """Bilateral filters: averages over a window in which only taps that resemble the centre count.
 
 A noisy photograph is smoothed by its own edges; then a noisy depth map with holes by the edges of a photograph of the
-same scene, a second input with channels of its own.  Run it with `python examples/bilateral.py [--out picture.png]`.
+same scene, a second input with channels of its own.  Run it with `python examples/bilateral.py [--out picture.png]`;
+it needs `pip install '.[demo]'`.
 """
 
 import argparse

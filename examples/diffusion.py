@@ -1,7 +1,7 @@
 """Perona-Malik diffusion: grey values flow between neighbours, but not across edges; what is an edge is learned.
 
 Ten steps of it are ten layers of two numbers each, trained to take the noise off one photograph and tried on another.
-Run it with `python examples/diffusion.py [--out picture.png] [--steps 200]`.
+Run it with `python examples/diffusion.py [--out picture.png] [--steps 200]`; it needs `pip install '.[demo]'`.
 """
 
 import argparse

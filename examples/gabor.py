@@ -1,7 +1,8 @@
 """A layer of Gabor filters: three learned numbers per filter in place of a weight for every tap.
 
 Eight filters and a linear classifier learn to tell photographs of brick, grass and gravel apart, and again with the
-filters fixed.  Run it with `python examples/gabor.py [--out picture.png] [--steps 140]`.
+filters fixed.  Run it with `python examples/gabor.py [--out picture.png] [--steps 140]`;
+it needs `pip install '.[demo]'`.
 """
 
 import argparse

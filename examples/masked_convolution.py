@@ -2,7 +2,7 @@
 
 It learns to repair a photograph with holes, beside a plain convolution, to which a hole is black; then both repair a
 photograph that they have not seen.  Run it with
-`python examples/masked_convolution.py [--out picture.png] [--steps 200]`.
+`python examples/masked_convolution.py [--out picture.png] [--steps 200]`; it needs `pip install '.[demo]'`.
 """
 
 import argparse

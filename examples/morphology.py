@@ -1,10 +1,9 @@
 """Edges by mathematical morphology: the morphological gradient, a dilation minus an erosion, of a photograph.
 
-Run it with `python examples/morphology.py [picture.png]`.
+Run it with `python examples/morphology.py [--out picture.png]`; it needs `pip install '.[demo]'`.
 """
 
-import sys
-from pathlib import Path
+import argparse
 
 import scipy.ndimage
 import skimage.data
@@ -13,7 +12,9 @@ from matplotlib.figure import Figure
 
 import symconv as sc
 
-picture = Path(sys.argv[1] if len(sys.argv) > 1 else "morphology.png")
+parser = argparse.ArgumentParser()
+parser.add_argument("--out", default="morphology.png", help="the picture")
+picture = parser.parse_args().out
 
 # The largest value under the window minus the smallest: 0 where the image is flat, large across an edge.
 gradient = sc.Kernel("max(x + w) - min(x - w)", name="morphological gradient")

@@ -1,5 +1,6 @@
 """Every example runs as its docstring says, and shows what it promises."""
 
+import ast
 import os
 import re
 import subprocess
@@ -34,7 +35,7 @@ def run(name: str, cwd: Path, cache: Path, *arguments: str) -> str:
 
 
 def demo_packages() -> None:
-    """Skip a test where the packages of `symconv[demo]` are missing."""
+    """Skip a test where the packages of the extra `demo` are missing."""
     for module in ("matplotlib", "skimage", "sklearn"):
         pytest.importorskip(module)
 
@@ -68,7 +69,7 @@ def test_adder_learns_the_digits(tmp_path: Path, cache: Path) -> None:
 
 def test_morphology_draws_the_edges_that_scipy_finds(tmp_path: Path, cache: Path) -> None:
     demo_packages()
-    printed = run("morphology.py", tmp_path, cache, "edges.png")
+    printed = run("morphology.py", tmp_path, cache, "--out", "edges.png")
     assert [float(error) for error in re.findall(r"scipy.ndimage is (\S+)", printed)] == [0, 0]
     picture(tmp_path / "edges.png", 3)
 
@@ -120,6 +121,25 @@ def test_diffusion_learns_what_an_edge_is(tmp_path: Path, cache: Path) -> None:
     linear, noisy, learned, _ = map(float, re.findall(r"(?:error|before it) ([\d.]+)", printed))
     assert learned < linear < 0.6 * noisy
     picture(tmp_path / "diffusion.png", 2)
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda example: example.name)
+def test_an_example_says_what_it_needs(example: Path) -> None:
+    text = example.read_text(encoding="utf-8")
+    needs = re.search(r"^(from|import) (matplotlib|scipy|skimage|sklearn)", text, re.MULTILINE) is not None
+    docstring = ast.get_docstring(ast.parse(text))
+    assert ("pip install '.[demo]'" in docstring) == needs
+    [said] = re.findall(r"all but (.*?) need `pip install", (EXAMPLES.parent / "README.md").read_text(encoding="utf-8"))
+    assert (f"`{example.name}`" in said) != needs
+
+
+def test_examples_that_draw_say_how(tmp_path: Path, cache: Path) -> None:
+    demo_packages()
+    drawing = [each.name for each in EXAMPLES.glob("*.py") if "savefig" in each.read_text(encoding="utf-8")]
+    assert len(drawing) == 5
+    for name in drawing:
+        assert "--out" in run(name, tmp_path, cache, "--help")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_examples_are_short_and_all_of_them_are_tested() -> None:
