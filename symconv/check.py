@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .arguments import field_shape, operand_shape
 from .autograd import convolve
+from .backends import backend
 from .functions import custom_grad, detach, ste
 from .geometry import Geometry
-from .kernel import Kernel
+from .kernel import Kernel, kernel_of
 from .ops import Call
 from .reference import reference
 
@@ -50,12 +51,14 @@ class Row:
 class Report:
     """What `check` tried and found.
 
-    `ok` says whether everything agreed; `print(report)` shows the table.
+    `ok` says whether everything agreed; `print(report)` shows the table.  `dead` are the operands whose gradient is 0
+    everywhere: right, but seldom meant.
     """
 
     kernel: str
     sampled: str
     rows: list[Row] = field(default_factory=list)
+    dead: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -72,6 +75,8 @@ class Report:
             )
         else:
             lines.append("all agree" if self.ok else "DISAGREEMENT: do not trust this kernel")
+        if self.dead:
+            lines.append(f"mind: the gradient for {' and '.join(self.dead)} is 0 everywhere; print(kernel) shows why")
         return "\n".join(lines)
 
     @staticmethod
@@ -97,9 +102,11 @@ def check(kernel: Kernel, seed: int = 0) -> Report:
     True
     """
     generator = torch.Generator().manual_seed(seed)
+    alive = backend("torch").compile(kernel_of(kernel.text)).has_gradient
+    dead = tuple(name for name in kernel.signature.tensors if name not in alive)
     for of_inputs, of_others in RANGES:
         beside = "" if of_inputs == of_others else ", inputs in ({:g}, {:g})".format(*of_inputs)
-        report = Report(kernel.title, "uniform in ({:g}, {:g})".format(*of_others) + beside)
+        report = Report(kernel.title, "uniform in ({:g}, {:g})".format(*of_others) + beside, dead=dead)
         for case, geometry, image in _fitting(kernel):
             given = _operands(kernel, geometry, image, of_inputs, of_others, generator)
             rows = _compare(kernel, case, given, geometry, generator)

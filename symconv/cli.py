@@ -101,7 +101,7 @@ def _kernel(formula: str, name: str | None = None) -> Any:
 @click.option("--code/--no-code", default=True, show_default=True, help="Show the generated code.")
 @click.option("--latex", is_flag=True, help="Print the mathematics as LaTeX, and nothing else.")
 def show(formula: str, backend: str, code: bool, latex: bool) -> None:
-    """Show a formula, its gradients, its operation counts and its code."""
+    """Show the code of a formula, its operation counts, and last its gradients."""
     kernel = _kernel(formula)
     if latex:
         click.echo(kernel.latex())
@@ -113,8 +113,6 @@ def show(formula: str, backend: str, code: bool, latex: bool) -> None:
     language = backend_named(backend).language  # refused before anything is printed
     console = Console(highlight=False, soft_wrap=True)
     schedule = lower(kernel.formula)
-    console.print(str(kernel), markup=False)
-    console.print()
     table = Table(box=rich.box.SIMPLE_HEAD, title="operations at each tap", title_justify="left")
     table.add_column("operation")
     forward, backward = operations(schedule.forward), operations(schedule.backward)
@@ -122,13 +120,14 @@ def show(formula: str, backend: str, code: bool, latex: bool) -> None:
         table.add_column(f"{column} ({len(sweeps)} sweep{'s' * (len(sweeps) != 1)})", justify="right")
     for name in sorted({*forward, *backward}):
         table.add_row(name, str(forward[name]), str(backward[name]))
-    console.print(table)
     if code:
         source = kernel.source(backend)
         if console.is_terminal:
             console.print(Syntax(source, language, theme="ansi_dark", background_color="default"))
         else:
             click.echo(source)
+    console.print(table)
+    console.print(str(kernel), markup=False)  # last: code is long, and a terminal shows the end
 
 
 @main.command(cls=_FormulaCommand, epilog=_FORMULA)
@@ -346,17 +345,21 @@ def doctor() -> None:
     table.add_row("threads", str(torch.get_num_threads()))
     cuda = f"{torch.cuda.device_count()} device(s)" if torch.cuda.is_available() else "none"
     table.add_row("cuda", cuda)
+    told: dict[str, str] = {}  # each reason, and what it was said of
+
+    def because(reason: str, of: str) -> str:
+        first = told.setdefault(reason, of)
+        return f": {escape(reason)}" if first == of else f", as {first}"
+
     for each in backends().values():
-        reason = each.unavailable()
-        table.add_row(
-            f"backend {each.name}", "[green]runs[/]" if reason is None else f"[red]unavailable[/]: {escape(reason)}"
-        )
+        reason, of = each.unavailable(), f"backend {each.name}"
+        table.add_row(of, "[green]runs[/]" if reason is None else f"[red]unavailable[/]{because(reason, of)}")
     try:
         found = find_toolchain()
         extras = ("OpenMP" if found.openmp else "no OpenMP", "Sleef" if found.sleef else "no Sleef")
         table.add_row("compiler", f"{escape(found.title)}, vectors of {found.vector_bytes} bytes, {', '.join(extras)}")
     except SymconvError as error:
-        table.add_row("compiler", f"[red]none[/]: {escape(str(error))}")
+        table.add_row("compiler", f"[red]none[/]{because(str(error), 'compiler')}")
     cache = Cache()
     try:
         cache.check_owner()

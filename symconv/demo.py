@@ -219,7 +219,8 @@ def demo(picture: Path, epochs: int | None = None, seed: int = 0) -> list[Result
 
     Raises:
         SymconvError: if matplotlib or scikit-learn is missing.
-        ArgumentError: (a ValueError) if `epochs` is not positive, or the picture's format unknown.
+        ArgumentError: (a ValueError) if `epochs` is not positive, the picture's format unknown, or its directory
+            missing.
     """
     epochs = EPOCHS if epochs is None else epochs
     if epochs < 1:
@@ -305,7 +306,8 @@ def _required(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise SymconvError(
-            f"the demo needs {module.partition('.')[0]}, which is not installed: pip install 'symconv[demo]'"
+            f"the demo needs {module.partition('.')[0]}, which is not installed: pip install '.[demo]' in the "
+            "directory of symconv's sources"
         ) from error
 
 
@@ -314,7 +316,8 @@ def _check_picture(picture: Path) -> Path:
     picture = picture if picture.suffix else picture.with_suffix(".png")
     if picture.suffix[1:].lower() not in formats:
         raise ArgumentError(f"{picture} is no picture; its suffix must be one of {', '.join(sorted(formats))}")
-    picture.parent.mkdir(parents=True, exist_ok=True)
+    if not picture.parent.is_dir():
+        raise ArgumentError(f"{picture} cannot be written: there is no directory {picture.parent}")
     return picture
 
 

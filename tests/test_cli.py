@@ -39,7 +39,8 @@ def test_show() -> None:
     text = run("show", "-sum(abs(x - w))")
     assert "sign(x - w)" in text
     assert "def gradient_tap" in text
-    assert "operation" in text
+    assert text.index("def gradient_tap") < text.index("operations at each tap") < text.index("y = ")
+    assert text.splitlines()[-1].endswith("w = sign(x - w)")
     assert "\x1b" not in text
     assert "def gradient_tap" not in run("show", "--no-code", "-sum(abs(x - w))")
     assert r"\prod_{c,t}" in run("show", "--latex", "prod(tan(x + w))")
@@ -136,8 +137,8 @@ def test_a_narrow_terminal_sees_long_formulas(monkeypatch: pytest.MonkeyPatch, n
 
 
 def test_doctor_says_all_of_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(backends()["cuda"]), "unavailable", lambda self: "pip install 'symconv[cuda]'")
-    assert "pip install 'symconv[cuda]'" in run("doctor", env={"COLUMNS": "200"})
+    monkeypatch.setattr(type(backends()["cuda"]), "unavailable", lambda self: "pip install '.[cuda]'")
+    assert "pip install '.[cuda]'" in run("doctor", env={"COLUMNS": "200"})
 
 
 def test_check() -> None:
@@ -191,6 +192,21 @@ def test_check_counts_kinks() -> None:
     report = sc.Kernel("sum(floor(3*x)*w)").check()
     assert report.ok
     assert "gradient for x" in str(report)
+
+
+def test_check_tells_gradients_that_are_zero_everywhere() -> None:
+    mind = "mind: the gradient for {} is 0 everywhere"
+    assert mind.format("x and w") in run("check", "sum(floor(x*w))")
+    assert mind.format("x") in run("check", "p: param = 2\nsum(w)*p + sum(sign(x))")
+    assert "mind" not in run("check", "sum(abs(x - w))")
+
+
+def test_doctor_says_a_reason_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cpp", "cuda", "cuda-emu"):
+        monkeypatch.setattr(type(backends()[name]), "unavailable", lambda self: "no compiler works")
+    text = run("doctor")
+    assert text.count("no compiler works") == 1
+    assert text.count("unavailable, as backend cpp") == 2
 
 
 def test_doctor() -> None:

@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Result]
         patch.setenv("SYMCONV_CACHE_DIR", str(folder / "cache"))
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
             patch.delenv(name, raising=False)
-        picture = folder / "new" / "demo.png"
+        picture = folder / "demo.png"
         yield demo(picture, epochs=2), picture, printed.getvalue()
 
 
@@ -102,7 +102,7 @@ def test_missing_package_is_named_with_the_command_that_installs_it(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(SymconvError, match=rf"{name.partition('.')[0]}.*pip install 'symconv\[demo\]'"):
+    with pytest.raises(SymconvError, match=rf"{name.partition('.')[0]}.*pip install '\.\[demo\]' in"):
         demo(tmp_path / "demo.png", epochs=1)
 
 
@@ -111,6 +111,9 @@ def test_what_cannot_work_is_refused_before_the_training(tmp_path: Path) -> None
         demo(tmp_path / "demo.png", epochs=0)
     with pytest.raises(SymconvError, match=r"suffix must be one of .*png"):
         demo(tmp_path / "demo.xyz", epochs=1)
+    with pytest.raises(SymconvError, match=r"there is no directory .*new"):
+        demo(tmp_path / "new" / "demo.png", epochs=1)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

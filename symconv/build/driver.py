@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import BackendError
+from .nvrtc import INSTALL
 
 
 @functools.cache
@@ -25,8 +26,7 @@ def _driver() -> Any:
     try:
         from cuda.bindings import driver
     except ImportError as error:
-        hint = "pip install 'symconv[cuda]'"
-        raise BackendError(f"the Python bindings of CUDA are missing ({error}); {hint}") from error
+        raise BackendError(f"the Python bindings of CUDA are missing ({error}); {INSTALL}") from error
     return driver
 
 

@@ -18,7 +18,7 @@ from .toolchain import keep
 CUBIN, LOG = "kernel.cubin", "ptxas.txt"
 #: Everything is device code; no PTX, which a driver would compile anew.
 FLAGS = ("--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v", "-DSYMCONV_CUDA")
-INSTALL = "pip install 'symconv[cuda]'"
+INSTALL = "pip install '.[cuda]' in the directory of symconv's sources"
 
 
 @functools.cache
