@@ -152,6 +152,7 @@ REFUSED = {
     "quantile(x, w)": "a number or a const",
     "quantile(x, 2)": "lies between 0 and 1",
     "quantile(x)": "takes 2 arguments",
+    "quantile(x, 0.5, w)": "takes 2 arguments, not 3\n",
     "cov(x)": "takes 2 arguments",
     "sum(custom_grad(x))": "names the operands",
     "sum(custom_grad(x, q=x))": "takes slopes for operands",

@@ -385,7 +385,7 @@ class Expressions:
             allowed = f"{least}" if least == most else f"{least} to {most}"
             of_one = {"maximum": "max", "minimum": "min"}.get(name) if len(node.args) == 1 else None
             hint = f"; over the window it is {of_one}(...)" if of_one else ""
-            if name in WINDOW_FUNCTIONS and len(node.args) > most:
+            if name in WINDOW_FUNCTIONS and len(node.args) > most == 1:
                 joined = " + ".join(map(self.source, node.args))
                 hint = f"; write one expression, such as {name}({joined}), and axes as dim=c or dim=t"
             raise self.error(node, f"{name}() takes {allowed} argument{'s' * (most > 1)}, not {len(node.args)}{hint}")
