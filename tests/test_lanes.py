@@ -37,8 +37,9 @@ FORMULAS = {
 
 @pytest.fixture(autouse=True)
 def few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Machines with few registers do as others do."""
+    """Machines with few registers do as others do, and small windows as large ones."""
     monkeypatch.setattr(cpp_plan, "FEW_WINDOWS", math.inf)
+    monkeypatch.setattr(cpp_plan, "FEW_TAPS", 0)
 
 
 @pytest.fixture
@@ -416,3 +417,11 @@ def test_lanes_of_a_forward_pass_stay_windows(
         for each in found:
             torch.testing.assert_close(each, expected)
     assert forward_plans[0].lanes == "windows"
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_lanes_of_a_few_taps_stay_windows(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # what other tests take for few
+    spied = spied_plans(monkeypatch, "forward")
+    sc.conv2d("sum(w*x)", torch.randn(1, channels, 7, 7), torch.randn(32, channels, 3, 3), backend="cpp")
+    assert [plan.lanes for plan in spied] == ["windows" if channels == 3 else "filters"]

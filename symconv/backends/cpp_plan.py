@@ -87,6 +87,8 @@ JOINT_FILTERS = 16
 MOST_PLACES = 2**31
 #: Channels or filters fill vectors if whole blocks of them have at most so many times as many.
 MOST_PADDING = 1.25
+#: Fewer taps of a window do not pay for turning what filters have found into rows of windows.
+FEW_TAPS = 32
 #: For fewer windows of an image most vectors of them are not full.
 FEW_WINDOWS = 100
 #: So many bytes of scratch memory each thread may have, however small a call is.
@@ -205,25 +207,27 @@ def lanes_of(
     """What had better lie in the lanes of the vectors of a pass.
 
     Filters in a forward pass and channels in a backward pass leave no lane idle at the ends of rows of windows, load
-    weights from aligned memory, and sum no lanes for the gradients of weights; but they must fill the vectors.  Where
-    registers are few a tile loads more for each product; it pays where taps do more than that, or windows are few.
+    weights from aligned memory, and sum no lanes for the gradients of weights; but they must fill the vectors.  A tile
+    of filters is turned into rows of windows at its end, which a few taps do not pay for.  Margins of zeros around the
+    windows must not be most of a backward pass.  Where registers are few a tile of channels loads more for each
+    product; it pays where taps do more than that, or windows are few.
     """
     backward, line = direction == "backward", line_of(tensors[0], geometry)
-    possible = facts.channel_lanes if backward else facts.filter_lanes
-    light = facts.of(direction).cost <= 2
-    if not possible or geometry.ignores_padding or (vector_bytes < 64 and light and line.length >= FEW_WINDOWS):
-        return "windows"
-    block = CHANNEL_VECTORS * vector_bytes // real_bytes(tensors[0].dtype)
     filters = geometry.out_channels // geometry.groups
     channels, *others = channels_of(facts, tensors, geometry.groups)
-    in_lanes = channels if backward else filters
-    if -(-in_lanes // block) * block > MOST_PADDING * in_lanes:
+    block = CHANNEL_VECTORS * vector_bytes // real_bytes(tensors[0].dtype)
+
+    def fills(count: int) -> bool:
+        return -(-count // block) * block <= MOST_PADDING * count
+
+    if geometry.ignores_padding:
         return "windows"
     if not backward:
-        return "filters"
-    # Margins of zeros around the windows must not be most of the work.
-    alike = all(each == channels for each in others)
-    return "channels" if alike and filters >= FEW_FILTERS and line.halo <= line.length else "windows"
+        enough = channels * math.prod(geometry.kernel_size) >= FEW_TAPS
+        return "filters" if facts.filter_lanes and fills(filters) and enough else "windows"
+    near = filters >= FEW_FILTERS and line.halo <= line.length and all(each == channels for each in others)
+    pays = vector_bytes == 64 or facts.backward.cost > 2 or line.length < FEW_WINDOWS
+    return "channels" if facts.channel_lanes and fills(channels) and near and pays else "windows"
 
 
 @dataclass(frozen=True)
