@@ -26,7 +26,8 @@ from conftest import sampled
 import symconv as sc
 from symconv.backends import backends, cpp, cpp_plan
 from symconv.backends.cpp import generate
-from symconv.backends.cpp_plan import CppPlan, Lanes, plan_of, tiles_of
+from symconv.backends.cpp_plan import CppPlan, plan_of
+from symconv.backends.cpp_tiles import CHANNEL_VECTORS, Lanes, tiles_of
 from symconv.backends.native import ShapeError
 from symconv.backends.native_facts import Facts, facts_of
 from symconv.backends.native_plan import Tiles
@@ -106,11 +107,11 @@ def test_the_innermost_loop_loads_each_number_once(part: str, lanes: Lanes, tmp_
     direction = "FORWARD" if part == "forward_1" else "BACKWARD"
     command = [*flags, *tiles.options(), *options, f"-DSYMCONV_{direction}", "-o", "kernel.s", "kernel.cpp"]
     subprocess.run([*shlex.split(toolchain.compiler), *command], cwd=tmp_path, check=True)
-    side_by_side = cpp_plan.CHANNEL_VECTORS if lanes == "channels" else 1
+    side_by_side = CHANNEL_VECTORS if lanes == "channels" else 1
     down, across = {
         "forward_1": (tiles.filters, tiles.vectors),
         "gradient_images": (tiles.image_taps, tiles.backward_vectors),
-        "gradient_pixels": (tiles.image_row, cpp_plan.CHANNEL_VECTORS),
+        "gradient_pixels": (tiles.image_row, CHANNEL_VECTORS),
         "gradient_banks": (
             tiles.bank_filters,
             tiles.bank_taps * side_by_side,

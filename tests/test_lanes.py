@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import symconv as sc
-from symconv.backends import backends, cpp, cpp_plan
+from symconv.backends import backends, cpp, cpp_plan, cpp_tiles
 from symconv.backends.cpp_plan import CppPlan
 
 pytestmark = pytest.mark.skipif(backends()["cpp"].unavailable() is not None, reason="needs a C++ compiler")
@@ -38,8 +38,8 @@ FORMULAS = {
 @pytest.fixture(autouse=True)
 def few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines with few registers do as others do, and small windows as large ones."""
-    monkeypatch.setattr(cpp_plan, "FEW_WINDOWS", math.inf)
-    monkeypatch.setattr(cpp_plan, "FEW_TAPS", 0)
+    monkeypatch.setattr(cpp_tiles, "FEW_WINDOWS", math.inf)
+    monkeypatch.setattr(cpp_tiles, "FEW_TAPS", 0)
 
 
 @pytest.fixture

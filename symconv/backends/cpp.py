@@ -28,7 +28,8 @@ from ..errors import BackendError, CacheError, SymconvWarning
 from ..geometry import Geometry
 from ..kernel import Kernel
 from ..render import template_directory, templates
-from .cpp_plan import CppPlan, Lanes, lanes_of, plan_of, tiles_of
+from .cpp_plan import CppPlan, plan_of
+from .cpp_tiles import Lanes, lanes_of, tiles_of
 from .native import FACTS, NativeBackend, NativeKernel, defines_of
 from .native_facts import Facts, facts_of
 from .native_plan import ranked

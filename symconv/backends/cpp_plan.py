@@ -1,7 +1,6 @@
-"""How the C++ backend cuts the work: register tiles per kernel, strips of windows per call.
+"""How the C++ backend cuts the work of a call: strips of windows that fit the cache, and which thread does what.
 
-`Tiles` follow from the number of vector registers and from what a kernel accumulates, a plan from the size of the
-caches.  Both print what they decided.
+A plan prints what was decided.
 """
 
 from __future__ import annotations
@@ -12,52 +11,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..geometry import Geometry
+from .cpp_tiles import CHANNEL_VECTORS, FEW_FILTERS, Lanes
 from .native import ShapeError
 from .native_facts import Facts, PassFacts
-from .native_plan import Line, Plan, Tiles, channels_of, line_of, power_below, real_bytes
-
-#: What lies in the lanes of the vectors of a library.
-Lanes = Literal["windows", "filters", "channels"]
-
-
-def tiles_of(facts: Facts, vector_bytes: int, lanes: Lanes = "windows") -> Tiles:
-    """The tiles of a kernel: as large as the registers hold, smaller where functions need registers of their own.
-
-    Args:
-        facts: of the kernel.
-        vector_bytes: of a register.
-        lanes: of its vectors.
-    """
-    registers = 32 if vector_bytes == 64 else 16
-    room = registers // 2
-    if facts.forward.heavy:
-        room //= 2
-    state = max(facts.state, 1)
-    vectors = 2 if room // state >= 2 else 1
-    filters = power_below(room // (state * vectors)) if facts.per_filter and not facts.ranked else 1
-    row = max(vectors, min(4, power_below(room // state)))
-    heavy = facts.backward.heavy
-    back = room if not heavy else registers // (4 if heavy == 1 else 8)
-    bank = power_below(max(back // max(facts.weight_sums, 1), 1))
-    bank_filters = power_below(math.isqrt(2 * bank)) if facts.per_filter else 1
-    bank_taps = min(bank // bank_filters, 4)
-    taps, places = ((back if heavy else light) // (4 * max(facts.image_sums, 1)) for light in (registers, 16))
-    image_row = 2 * power_below(places)
-    # Registers without those of a tap's own numbers, for vectors of channels or filters that lie side by side.
-    free = (28 if registers == 32 else 12) // CHANNEL_VECTORS
-    if lanes == "filters":
-        filters, vectors = max(free // state // (2 if facts.forward.heavy else 1), 1), CHANNEL_VECTORS
-    if lanes == "channels":  # sums of pixels, and of filters at taps
-        sums = free // (1 if not heavy else 2 if heavy == 1 else 4)
-        image_row, bank = (max(sums // max(each, 1), 1) for each in (facts.image_sums, facts.weight_sums))
-        bank_taps = min(bank, 3)
-        bank_filters = power_below(bank // bank_taps)
-    return Tiles(filters, vectors, row, 2, power_below(taps), image_row, bank_filters, bank_taps)
+from .native_plan import Line, Plan, Tiles, channels_of, line_of, real_bytes
 
 
 @functools.cache
@@ -70,11 +32,6 @@ def cache_bytes() -> int:
         return 512 * 1024
 
 
-#: Vectors of channels or filters that lie side by side where they are the lanes, see `window.hpp`.
-CHANNEL_VECTORS = 2
-#: For fewer filters pixels sum their gradients, because adding to them tap by tap would be most of the work; unless a
-#: strip is short for what its windows see, which each of these filters then looks at once more.
-FEW_FILTERS = 4
 #: From so many taps of a window on it is less work to go to one that has gradients than to pass by all.
 MANY_TAPS = 64
 #: For so many filters per thread what each of them sees costs little to read.
@@ -83,14 +40,10 @@ MANY_FILTERS = 16
 MANY_WINDOWS = 768
 #: They hold the values of so many filters together where threads share out filters, see `strip.hpp`.
 JOINT_FILTERS = 16
+#: Pixels whose lanes are channels add up so many filters at once, where weights come from memory.
+NEAR_FILTERS = 32
 #: Places in the planes that a strip sees of a group's channels are 32-bit numbers, below this one.
 MOST_PLACES = 2**31
-#: Channels or filters fill vectors if whole blocks of them have at most so many times as many.
-MOST_PADDING = 1.25
-#: Fewer taps of a window do not pay for turning what filters have found into rows of windows.
-FEW_TAPS = 32
-#: For fewer windows of an image most vectors of them are not full.
-FEW_WINDOWS = 100
 #: So many bytes of scratch memory each thread may have, however small a call is.
 LEAST_SCRATCH = 64 * 1024
 #: So many bytes of scratch memory a plan keeps between calls.
@@ -199,35 +152,6 @@ def plan_of(
         ctypes.pointer(layer.line.native_geometry(strip, filter_step, **chosen)),
         function,
     )
-
-
-def lanes_of(
-    facts: Facts, direction: str, vector_bytes: int, tensors: Sequence[torch.Tensor], geometry: Geometry
-) -> Lanes:
-    """What had better lie in the lanes of the vectors of a pass.
-
-    Filters in a forward pass and channels in a backward pass leave no lane idle at the ends of rows of windows, load
-    weights from aligned memory, and sum no lanes for the gradients of weights; but they must fill the vectors.  A tile
-    of filters is turned into rows of windows at its end, which a few taps do not pay for.  Margins of zeros around the
-    windows must not be most of a backward pass.  Where registers are few a tile of channels loads more for each
-    product; it pays where taps do more than that, or windows are few.
-    """
-    backward, line = direction == "backward", line_of(tensors[0], geometry)
-    filters = geometry.out_channels // geometry.groups
-    channels, *others = channels_of(facts, tensors, geometry.groups)
-    block = CHANNEL_VECTORS * vector_bytes // real_bytes(tensors[0].dtype)
-
-    def fills(count: int) -> bool:
-        return -(-count // block) * block <= MOST_PADDING * count
-
-    if geometry.ignores_padding:
-        return "windows"
-    if not backward:
-        enough = channels * math.prod(geometry.kernel_size) >= FEW_TAPS
-        return "filters" if facts.filter_lanes and fills(filters) and enough else "windows"
-    near = filters >= FEW_FILTERS and line.halo <= line.length and all(each == channels for each in others)
-    pays = vector_bytes == 64 or facts.backward.cost > 2 or line.length < FEW_WINDOWS
-    return "channels" if facts.channel_lanes and fills(channels) and near and pays else "windows"
 
 
 @dataclass(frozen=True)
@@ -351,8 +275,9 @@ class _Layer:
             parts = -(-self.threads // max(strips, 1))
             step = min(step, -(-filters // (parts * rows)) * rows)
         if self.lanes == "filters":
-            step = rows if self.streams_weights() else -(-step // rows) * rows
-        return step
+            return rows if self.streams_weights() else -(-step // rows) * rows
+        # Few enough for their weights at a block of channels to be near while all pixels pass.
+        return min(step, NEAR_FILTERS) if self.lanes == "channels" and self.streams_weights() else step
 
     @functools.cached_property
     def weight_bytes(self) -> int:
