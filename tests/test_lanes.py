@@ -196,6 +196,26 @@ def test_one_image_of_many_strips(needed: str, plans: list[CppPlan], monkeypatch
     assert plans[-1].geometry.contents.size[1] * 10 > 5 * plans[-1].strip
 
 
+@pytest.mark.parametrize("batch", [29, 30])
+@pytest.mark.parametrize("formula", ["-sum(abs(x - w))", "q: field\nsum(x*w) + q*sum(x)"])
+def test_images_whose_gradients_are_at_hand_together(
+    formula: str, batch: int, plans: list[CppPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More weights than the cache holds; images that do not come out even, and a field with gradients of its own."""
+    monkeypatch.setattr(cpp_plan, "cache_bytes", functools.partial(int, 256 * 1024))
+    monkeypatch.setattr(cpp.CppKernel, "plan_key", lambda *_: 2)
+    x, w = torch.randn(batch, 32, 4, 3, dtype=torch.float64), torch.randn(64, 32, 3, 3, dtype=torch.float64)
+    q = torch.randn(batch, 4, 3, dtype=torch.float64)
+    found = []
+    for backend in ("torch", "cpp"):
+        leaves = [each.clone().requires_grad_() for each in ([x, w, q] if "field" in formula else [x, w])]
+        y = sc.conv2d(formula, *leaves[:2], **dict(zip("q", leaves[2:])), padding=1, backend=backend)
+        found.append(torch.autograd.grad(y, leaves, y.detach().sin()))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    assert plans[0].lanes == "channels"
+    assert plans[0].more_images > 0
+
+
 @pytest.mark.parametrize("formula", ["sum(w*sqrt(x))", "sum(w*log(x))", "g: input\nsum(w*sqrt(x)*sqrt(g))"])
 @pytest.mark.parametrize(("size", "options"), [((6, 6), {"stride": 2}), ((29, 40), {"padding": 1})])
 def test_an_infinite_slope_of_a_pixel_that_no_window_sees(
