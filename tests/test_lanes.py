@@ -152,11 +152,14 @@ def test_gradients_of_a_random_geometry(plans: list[CppPlan], monkeypatch: pytes
         compare_random(geometry, monkeypatch)
 
     check()
-    assert sum(plan.lanes == "channels" for plan in plans) > len(plans) / 2
+    assert all(plan.lanes == "channels" for plan in plans)
 
 
 def compare_random(geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gradients of both backends for one of `GEOMETRIES`."""
+    """What both backends give for one of `GEOMETRIES`; lanes are no windows, whether that pays or not."""
+    monkeypatch.setattr(
+        cpp, "lanes_of", lambda _, direction, *others: "channels" if direction == "backward" else "filters"
+    )
     batch, channels, groups, layout = (geometry[name] for name in ("batch", "channels", "groups", "layout"))
     windows = {name: geometry[name] for name in ("stride", "padding", "dilation")} | {"groups": groups}
     extent = [(k - 1) * d + 1 for k, d in zip(geometry["kernel_size"], geometry["dilation"])]
@@ -175,7 +178,7 @@ def compare_random(geometry: dict[str, Any], monkeypatch: pytest.MonkeyPatch) ->
         image, weight = x.detach().requires_grad_(), w.clone().requires_grad_()
         y = sc.conv2d("sum(x*w + abs(x - w))", image, weight, backend=backend, **windows)
         upstream = torch.tensor(0.5, dtype=y.dtype).expand_as(y) if layout == "expanded" else y.detach().cos()
-        found.append(torch.autograd.grad(y, (image, weight), upstream))
+        found.append((y.detach(), *torch.autograd.grad(y, (image, weight), upstream)))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
 
 
@@ -377,7 +380,7 @@ def test_outputs_of_a_random_geometry(forward_plans: list[CppPlan], monkeypatch:
         compare_random(geometry | {"filters": filters, "channels": channels}, monkeypatch)
 
     check()
-    assert sum(plan.lanes == "filters" for plan in forward_plans) > len(forward_plans) / 2
+    assert all(plan.lanes == "filters" for plan in forward_plans)
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])

@@ -185,8 +185,8 @@ inline void told_tiles(const WholeWindows& whole, int64_t rows, int64_t length, 
     (void)whole;
 }
 
-/// Cut rows of places into tiles: body(places of the tile, first place), of half a tile where a row has no more left.  A tile goes on
-/// in the next row, and the one after it begins behind it.
+/// Cut rows of places into tiles, of half the size where a row has no more left: body(places of the tile, first place).  A tile may go
+/// on in the next row; the one after it begins behind it.
 template <int PLACES, class Body> struct RowTiles {
     static constexpr int HALF = (PLACES + 1) / 2;
     Body body;
@@ -242,23 +242,22 @@ SYMCONV_INLINE void put_tile(Value* values, const Windows& windows, int64_t f, i
     const int64_t row = windows.row_length();
     real* const first = reinterpret_cast<real*>(values) + f * row + q;  // whole numbers are moved as they are
     const auto moved = [&](int i, int v) { return reinterpret_cast<vec>(found(i, v)); };
-    if constexpr (!LANES_ARE_FILTERS) {
+    if constexpr (LANES_ARE_FILTERS) {
+        const int64_t count = least(F, windows.geometry.strip - q);  // a tile may end behind the strip
+        UNROLL for (int v = 0; v < V; ++v)
+            UNROLL for (int window = 0; window < F; window += WIDTH) {
+                const First together{most(least(count - window, WIDTH), 0)};
+                vec rows[WIDTH];
+                UNROLL for (int i = 0; i < WIDTH; ++i)
+                    rows[i] = window + i < F ? moved(window + i, v) : splat(0);
+                weave_rows(rows);
+                UNROLL for (int i = 0; i < WIDTH; ++i)
+                    together.store(first + (v * WIDTH + i) * row + window, rows[i]);
+            }
+    } else
         UNROLL for (int i = 0; i < F; ++i)
             UNROLL for (int v = 0; v < V; ++v)
                 store(first + i * row + v * WIDTH, moved(i, v));
-        return;
-    }
-    const int64_t count = least(F, windows.geometry.strip - q);
-    UNROLL for (int v = 0; v < V; ++v)
-        UNROLL for (int window = 0; window < F; window += WIDTH) {
-            const First together{most(least(count - window, WIDTH), 0)};
-            vec rows[WIDTH];
-            UNROLL for (int i = 0; i < WIDTH; ++i)
-                rows[i] = window + i < F ? moved(window + i, v) : splat(0);
-            weave_rows(rows);
-            UNROLL for (int i = 0; i < WIDTH; ++i)
-                together.store(first + (v * WIDTH + i) * row + window, rows[i]);
-        }
 }
 
 /// Cut the taps of a domain into tiles: body(taps of the tile, vectors of the tile, first tap, first place).  Where few
@@ -452,7 +451,7 @@ struct BankSink {
 
 // -- Several strips at hand --------------------------------------------------------------------------------------------
 
-/// A pass for each of so many strips, whose planes are at hand together: made(the first of them, of which the others know).
+/// Passes for so many strips, whose planes are at hand together: made(the first of them), for that one made(nullptr).
 template <class Pass, class Made> inline Pass* joint_strips(int64_t count, Arena& arena, Made made)
 {
     Pass* parts = arena.take<Pass>(count);
