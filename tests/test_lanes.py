@@ -320,8 +320,9 @@ def outputs(formula: str, x: Tensor, filters: int, kernel_size: Any, **options: 
     layers[1].load_state_dict(layers[0].state_dict())
     others = {"g": x.flip(-1) / 2} if "g: " in formula else {}
     if "q: " in formula:
-        plain = kind("sum(x*w)", x.shape[1], 1, kernel_size, **options | {"groups": 1})(x.float())
-        others["q"] = torch.linspace(-1, 1, plain.numel()).view_as(plain).to(x.dtype)
+        plain = kind("sum(x*w)", x.shape[1], 1, kernel_size, backend="torch", **options | {"groups": 1})
+        windows = plain(x.float()).squeeze(1)
+        others["q"] = torch.linspace(-1, 1, windows.numel()).view_as(windows).to(x.dtype)
     with torch.no_grad():
         inferred = [layer(x, **others) for layer in layers]
     return [*inferred, layers[1](x, **others).detach()]
