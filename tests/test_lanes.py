@@ -69,14 +69,22 @@ def spied_plans(monkeypatch: pytest.MonkeyPatch, wanted: str) -> list[CppPlan]:
     return found
 
 
-def gradients(formula: str, x: Tensor, filters: int, kernel_size: Any, **options: Any) -> list[list[Tensor]]:
-    """The gradients of everything, from the torch backend and from the C++ backend."""
+def both_layers(
+    formula: str, x: Tensor, filters: int, kernel_size: Any, **options: Any
+) -> tuple[Any, list[sc.nn.Conv]]:
+    """The layer for images of this rank, and one of the torch backend and one of the C++ backend, alike."""
     kind = {3: sc.Conv1d, 4: sc.Conv2d, 5: sc.Conv3d}[x.ndim]
     layers = [
         kind(formula, x.shape[1], filters, kernel_size, backend=each, dtype=x.dtype, **options)
         for each in ("torch", "cpp")
     ]
     layers[1].load_state_dict(layers[0].state_dict())
+    return kind, layers
+
+
+def gradients(formula: str, x: Tensor, filters: int, kernel_size: Any, **options: Any) -> list[list[Tensor]]:
+    """The gradients of everything, from the torch backend and from the C++ backend."""
+    kind, layers = both_layers(formula, x, filters, kernel_size, **options)
     found = []
     for layer in layers:
         image = x.clone().requires_grad_()
@@ -312,12 +320,7 @@ OF_FILTERS = {
 
 def outputs(formula: str, x: Tensor, filters: int, kernel_size: Any, **options: Any) -> list[Tensor]:
     """What both backends give, the C++ backend with and without a backward pass to come."""
-    kind = {3: sc.Conv1d, 4: sc.Conv2d, 5: sc.Conv3d}[x.ndim]
-    layers = [
-        kind(formula, x.shape[1], filters, kernel_size, backend=each, dtype=x.dtype, **options)
-        for each in ("torch", "cpp")
-    ]
-    layers[1].load_state_dict(layers[0].state_dict())
+    kind, layers = both_layers(formula, x, filters, kernel_size, **options)
     others = {"g": x.flip(-1) / 2} if "g: " in formula else {}
     if "q: " in formula:
         plain = kind("sum(x*w)", x.shape[1], 1, kernel_size, backend="torch", **options | {"groups": 1})

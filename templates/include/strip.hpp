@@ -213,13 +213,14 @@ template <int PLACES, class Body> inline RowTiles<PLACES, Body> row_tiles(Body b
 template <int ROWS, int VECTORS, int ROW, class Body>
 inline void told_tiles(const WholeWindows& whole, const WindowRows& window_rows, int64_t rows, int64_t length, Body body)
 {
-    if constexpr (!LANES_ARE_FILTERS)
-        return told_tiles<ROWS, VECTORS, ROW>(whole, rows, length, body);
-    for (int64_t f = 0; f < rows; f += VECTORS * WIDTH) {
-        auto row = row_tiles<ROWS>([&](auto F, int64_t q) { body(F, Size<VECTORS>{}, Known<true>{}, f, q); });
-        for (const auto [begin, end] : window_rows)
-            row(begin, end);
-    }
+    if constexpr (LANES_ARE_FILTERS)
+        for (int64_t f = 0; f < rows; f += VECTORS * WIDTH) {
+            auto row = row_tiles<ROWS>([&](auto F, int64_t q) { body(F, Size<VECTORS>{}, Known<true>{}, f, q); });
+            for (const auto [begin, end] : window_rows)
+                row(begin, end);
+        }
+    else
+        told_tiles<ROWS, VECTORS, ROW>(whole, rows, length, body);
 }
 
 /// A tile in smaller ones, a vector at a time if lanes are windows, a window at a time if they are filters: body(rows of the tile,
