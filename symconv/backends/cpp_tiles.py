@@ -28,6 +28,8 @@ FEW_TAPS = 32
 #: For fewer filters pixels sum their gradients, because adding to them tap by tap would be most of the work; unless a
 #: strip is short for what its windows see, which each of these filters then looks at once more.
 FEW_FILTERS = 4
+#: More operations beside a function at a tap keep the units busy, and need registers of their own.
+MUCH_BESIDE = 8
 #: For fewer windows of an image most vectors of them are not full.
 FEW_WINDOWS = 100
 
@@ -87,7 +89,7 @@ def tiles_of(facts: Facts, vector_bytes: int, lanes: Lanes = "windows") -> Tiles
         windows = max(free // state // (2 if facts.forward.heavy else 1), 1)
         return dataclasses.replace(tiles, filters=windows, vectors=CHANNEL_VECTORS)
     if lanes == "channels":
-        sums = free // (1 if not heavy else 2 if heavy == 1 else 4)
+        sums = free // (1 if not heavy else 4 if heavy > 1 or facts.backward.cost > MUCH_BESIDE else 2)
         bank = max(sums // weight_sums, 1)
         bank_taps = min(bank, 3)
         bank_filters = power_below(bank // bank_taps)

@@ -468,7 +468,7 @@ template <class Pass, class Made> inline Pass* joint_strips(int64_t count, Arena
 // -- Threads ------------------------------------------------------------------------------------------------------------
 
 /// Elements of a gradient: the sum of what the threads have found, in their order.  Their totals lie `distance` bytes apart.
-inline void add_totals(real* gradient, const char* totals, int64_t distance, int64_t begin, int64_t end, int64_t threads)
+inline APART void add_totals(real* gradient, const char* totals, int64_t distance, int64_t begin, int64_t end, int64_t threads)
 {
     for (int64_t i = begin; i < end; ++i)
         gradient[i] = 0;

@@ -36,8 +36,10 @@
 
 #define SYMCONV_INLINE inline __attribute__((always_inline))
 // A loop nest on its own: all registers are for its tile.  A function that is called and not copied: it is long, or rare.
-#define APART __attribute__((noinline))
+#define APART __attribute__((noinline, hot))
 #define CALLED __attribute__((noinline))
+// Runs once per call or thread, and is not worth the compiler's time; nor is what it alone calls, unless that says APART.
+#define ONCE __attribute__((noinline, cold))
 #define PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
 #define UNROLL PRAGMA(clang loop unroll(full))

@@ -24,6 +24,7 @@ using uint64_t = unsigned long long;
 #define SYMCONV_INLINE inline
 #define APART
 #define CALLED __noinline__
+#define ONCE
 #define UNROLL _Pragma("unroll")
 // Loops over taps: so many loads are under way at a time.
 #ifndef TAPS_AT_A_TIME
