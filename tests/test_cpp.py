@@ -86,6 +86,21 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
         toolchain.compile(tmp_path / "kernel.cpp", tmp_path / "kernel.so", strict, [template_directory() / "include"])
 
 
+def assembly_of(kernel: sc.Kernel, direction: str, lanes: Lanes, directory: Path) -> tuple[str, Tiles]:
+    """What GCC makes of a pass in float32, and the tiles of it."""
+    toolchain = find_toolchain()
+    if "clang" in toolchain.version:
+        pytest.skip("reads what GCC writes")
+    tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes, lanes)
+    (directory / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
+    flags = [flag for flag in toolchain.flags if not flag.startswith("-Wl,")]
+    options = [f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}", f"-I{template_directory() / 'include'}", "-S"]
+    options += [f"-DSYMCONV_LANES_ARE_{lanes.upper()}", *[NO_SCHEDULING] * (SCHEDULING in flags)]
+    command = [*flags, *tiles.options(), *options, f"-DSYMCONV_{direction}", "-o", "kernel.s", "kernel.cpp"]
+    subprocess.run([*shlex.split(toolchain.compiler), *command], cwd=directory, check=True)
+    return (directory / "kernel.s").read_text(), tiles
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the assembly of x86")
 @pytest.mark.parametrize(
     ("part", "lanes"),
@@ -96,17 +111,8 @@ def test_generated_files_compile_without_a_warning(name: str, options: list[str]
 )
 def test_the_innermost_loop_loads_each_number_once(part: str, lanes: Lanes, tmp_path: Path) -> None:
     """A load per fused product would take twice the time."""
-    toolchain, kernel = find_toolchain(), sc.Kernel("sum(w*x)")
-    if "clang" in toolchain.version:
-        pytest.skip("reads what GCC writes")
-    tiles = tiles_of(facts_of(kernel, lower(kernel.formula, lift=True)), toolchain.vector_bytes, lanes)
-    (tmp_path / "kernel.cpp").write_text(generate(kernel)["kernel.cpp"])
-    flags = [flag for flag in toolchain.flags if not flag.startswith("-Wl,")]
-    options = [f"-DSYMCONV_VECTOR_BYTES={toolchain.vector_bytes}", f"-I{template_directory() / 'include'}", "-S"]
-    options += [f"-DSYMCONV_LANES_ARE_{lanes.upper()}", *[NO_SCHEDULING] * (SCHEDULING in flags)]
     direction = "FORWARD" if part == "forward_1" else "BACKWARD"
-    command = [*flags, *tiles.options(), *options, f"-DSYMCONV_{direction}", "-o", "kernel.s", "kernel.cpp"]
-    subprocess.run([*shlex.split(toolchain.compiler), *command], cwd=tmp_path, check=True)
+    assembly, tiles = assembly_of(sc.Kernel("sum(w*x)"), direction, lanes, tmp_path)
     side_by_side = CHANNEL_VECTORS if lanes == "channels" else 1
     down, across = {
         "forward_1": (tiles.filters, tiles.vectors),
@@ -117,7 +123,6 @@ def test_the_innermost_loop_loads_each_number_once(part: str, lanes: Lanes, tmp_
             tiles.bank_taps * side_by_side,
         ),
     }[part]
-    assembly = (tmp_path / "kernel.s").read_text()
     second = "Lb0" if part == "gradient_pixels" else f"Li{tiles.bank_taps if part == 'gradient_banks' else across}"
     function = re.search(rf"^_Z\w*{part}ILi{down}E{second}E.*?\.cfi_endproc", assembly, re.DOTALL | re.MULTILINE)
     assert function is not None
@@ -125,9 +130,38 @@ def test_the_innermost_loop_loads_each_number_once(part: str, lanes: Lanes, tmp_
     innermost = max((body for _, body in loops), key=lambda body: body.count("\tvfmadd"))
     loads = re.findall(r"^\t(?!lea)\w+\t.*\(%r.*$", innermost, re.MULTILINE)
     assert innermost.count("\tvfmadd") == down * across
-    spilled = 0 if toolchain.vector_bytes == 64 else 3  # AVX2 has half as many registers
+    spilled = 0 if find_toolchain().vector_bytes == 64 else 3  # AVX2 has half as many registers
     tables = 2 if part == "gradient_pixels" else 1  # the tap and its weights; the place, or which windows there are
     assert len(loads) <= down + across + tables + spilled
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the assembly of x86")
+@pytest.mark.parametrize(
+    ("direction", "lanes", "functions"),
+    [
+        ("FORWARD", "windows", {"look", "run", "forward_1"}),
+        ("FORWARD", "filters", {"look", "run", "forward_1"}),
+        ("BACKWARD", "windows", {"look", "begin", "run_strips", "add_images", "add_weights", "gradient_images"}),
+        ("BACKWARD", "channels", {"look", "begin", "run_strips", "add_images", "add_weights", "gradient_pixels"}),
+    ],
+)
+def test_what_runs_once_alone_is_compiled_for_size(
+    direction: str, lanes: Lanes, functions: set[str], tmp_path: Path
+) -> None:
+    """GCC takes for as rare what a rare function alone calls."""
+    assembly, _ = assembly_of(sc.Kernel("-sum(abs(x - w))"), direction, lanes, tmp_path)
+    found: dict[str, set[str]] = {}
+    section = ""
+    for line in assembly.splitlines():
+        if place := re.match(r"\t\.section\t(\.text\.?[a-z]*)|\t(\.text)$", line):
+            section = place[1] or place[2]
+        elif name := re.match(r"(_Z(?!.*\.cold)[\w.]+):", line):  # the cold parts of others are apart
+            found.setdefault(section, set()).add(name[1])
+    rows = {"fill_planes", "fill_row", "reorder", "add_channels", "add_row", "put_blocks", "put_vectors", "write_each"}
+    of_strips = re.compile("|".join(f"{len(name)}{name}" for name in functions | rows))
+    assert not {name for name in found[".text.unlikely"] if of_strips.search(name)}
+    for function in functions:
+        assert any(f"{len(function)}{function}" in name for name in found[".text.hot"]), function
 
 
 def test_every_function_of_the_language_has_its_twin_in_the_header() -> None:
